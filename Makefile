@@ -1,0 +1,41 @@
+# Thin: every target hands over to packaging/setup.sh and to the tools in .venv.
+#
+#   make detection NORM=bn SEED=0..2 PRESET=mini DATA="/a folder" GPUS=2 ARGS="batch.micro=1"
+#
+# A task's variables reach `normbench run` only when set; ARGS is shell text, quoted as such.
+
+TASKS := detection
+
+NORM ?= gn_ws
+
+# Handed over by the environment, word for word: the shell never parses what is in them.
+override NORM := $(value NORM)
+override SEED := $(value SEED)
+override PRESET := $(value PRESET)
+override DATA := $(value DATA)
+override GPUS := $(value GPUS)
+export NORM SEED PRESET DATA GPUS
+
+.PHONY: help setup $(TASKS) test check clean
+
+help:  ## list the targets (default)
+	@awk -F ':.*## ' '/^[^\t#].*:.*## / { sub(/^\$$\(TASKS\)/, "$(TASKS)", $$1); printf "%-12s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## build .venv (about 6 GB); no-op when it is up to date
+	@packaging/setup.sh
+
+$(TASKS): setup  ## run the task: NORM (gn_ws) SEED PRESET DATA GPUS ARGS
+	@exec .venv/bin/normbench run $@ $${NORM:+"norm=$$NORM"} $${SEED:+"seed=$$SEED"} \
+		$${PRESET:+"preset=$$PRESET"} $${DATA:+"data=$$DATA"} $${GPUS:+"devices=$$GPUS"} $(ARGS)
+
+test: setup  ## run the tests; ARGS="-k foo" goes to pytest
+	@exec .venv/bin/pytest --durations=15 --durations-min=0.5 $(ARGS)
+
+check: setup  ## ruff and mypy
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+clean:  ## remove the environment and the caches, never results or data
+	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

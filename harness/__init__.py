@@ -1,0 +1,1 @@
+"""The machine that runs every task behind one `norm` switch; it knows no task."""

@@ -1,0 +1,182 @@
+"""The command line: every verb in one place, each a few lines that call the module behind it.
+
+Only typer is imported here; each command imports what it needs, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="normbench",
+    help="One `norm` switch for four vision tasks: run, compare, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at, check and generate the data of a task.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="detection (see `ls tasks`)")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="norm=gn_ws preset=mini seed=0..2 ..."),
+]
+Results = Annotated[
+    Path | None, typer.Option("--results", help="Results folder; default results/.", metavar="DIR")
+]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # Logs and pipes have no width: do not fold tables there.
+    return console if console.is_terminal else Console(width=160)
+
+
+def _results(chosen: Path | None) -> Path:
+    from harness.paths import default_results_dir
+
+    return chosen if chosen else default_results_dir()
+
+
+@app.command("run")
+def run_command(task: TaskName, words: Words = None, results: Results = None) -> None:
+    """Run what is asked for and not done yet; lists and ranges sweep (norm=bn,gn_ws seed=0..2)."""
+    from harness.run import run
+
+    run(task, words or [], _results(results), _console())
+
+
+@app.command("plan")
+def plan_command(task: TaskName, words: Words = None, results: Results = None) -> None:
+    """Show the runs that `run` would start, with their states; start nothing."""
+    from harness.plan import plan
+    from harness.tables import plan_table
+
+    _console().print(plan_table(plan(task, words or [], _results(results))))
+
+
+@app.command("audit")
+def audit_command(
+    task: TaskName,
+    words: Words = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all rows to a CSV file.")] = None,
+) -> None:
+    """Build the model and show, layer by layer, what the switch does to it and why."""
+    from harness.inspect import audit
+
+    audit(task, words or [], csv, _console())
+
+
+@app.command("status")
+def status_command(results: Results = None) -> None:
+    """Show every run of the results folder: its state and how far it is."""
+    from harness.inspect import status_table
+
+    _console().print(status_table(_results(results)))
+
+
+@app.command("report")
+def report_command(results: Results = None) -> None:
+    """Rebuild runs.csv and metrics.csv from the records of all runs."""
+    from harness.collect import read_records, write_csv
+    from harness.paths import require_writable
+
+    folder = _results(results)
+    require_writable(folder)
+    records, warnings = read_records(folder)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    runs, metrics = write_csv(folder, records)
+    typer.echo(f"{len(records)} runs\n{metrics}\n{runs}")
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Tell what this machine has: packages, devices, data, disk."""
+    from harness.doctor import doctor
+
+    doctor(_console())
+
+
+@app.command("ls")
+def ls_command(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="tasks norms ws presets keys")],
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]")] = None,
+) -> None:
+    """List tasks, norms, weight standardisations (ws), or a task's presets or keys."""
+    from harness.inspect import listing
+
+    _console().print(listing(what, task))
+
+
+@data_app.command("show")
+def data_show(
+    task: TaskName,
+    words: Words = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The picture.")] = Path("data.png"),
+) -> None:
+    """Draw samples of the data, with their labels, into a picture."""
+    from harness.inspect import show_data
+
+    show_data(task, words or [], out)
+    typer.echo(out)
+
+
+@data_app.command("check")
+def data_check(task: TaskName, words: Words = None) -> None:
+    """Verify the layout, the counts and the files of a data set; exit 3 where they are wrong."""
+    from harness.inspect import check_data
+
+    check_data(task, words or [], _console())
+
+
+@data_app.command("generate")
+def data_generate(task: TaskName, words: Words = None) -> None:
+    """Generate the embedded data now (a run does it by itself) and print where they are."""
+    from harness.inspect import generate_data
+
+    typer.echo(generate_data(task, words or []))
+
+
+def _refuse_shadows() -> None:
+    """Refuse to start where another package named ``tasks`` would be imported as ours."""
+    import tasks
+    from harness.errors import EnvironmentProblem
+
+    ours, found = Path(__file__).resolve().parent.parent, Path(str(tasks.__file__)).resolve()
+    if found.parent.parent != ours:
+        raise EnvironmentProblem(
+            f"another package named tasks hides ours: {found.parent} (ours: {ours / 'tasks'}); "
+            "uninstall it or leave that folder"
+        )
+
+
+def main() -> None:
+    """Run the command line; every known error is one line on stderr and an exit status."""
+    from harness.errors import NormbenchError
+
+    try:
+        _refuse_shadows()
+        app()
+    except NormbenchError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""From the records of all runs to two tables: one row a run, and one row a number.
+
+Both CSV files are rebuilt from the records each time, so nothing is ever appended to a torn row.
+Values are raw floats, and units stand in a column of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.paths import write_atomic
+from harness.record import MetricRow, Record, read_record
+
+_RUN_TYPES: dict[str, str] = {
+    "run_id": "string",
+    "task": "string",
+    "preset": "string",
+    "is_result": "bool",
+    "dataset": "string",
+    "fingerprint": "string",
+    "arch": "string",
+    "norm": "string",
+    "ws_variant": "string",
+    "groups": "Int64",
+    "seed": "int64",
+    "batch_size": "int64",
+    "micro_batch": "int64",
+    "stat_batch": "Int64",
+    "world": "int64",
+    "precision": "string",
+    "steps": "int64",
+    "init": "string",
+    "norm_sites": "int64",
+    "standardised": "int64",
+    "params": "int64",
+    "images_per_s": "float64",
+    "peak_mem_mib": "float64",
+    "wall_s": "float64",
+    "data_wait_share": "float64",
+    "num_resumed": "int64",
+    "device": "string",
+    "threads": "int64",
+    "host": "string",
+    "torch": "string",
+    "git_sha": "string",
+    "dirty": "boolean",
+    "finished": "string",
+}
+_METRIC_TYPES: dict[str, str] = {
+    "split": "string",
+    "protocol": "string",
+    "metric": "string",
+    "value": "float64",
+    "unit": "string",
+    "higher_is_better": "bool",
+    "n_eval": "int64",
+    "se": "float64",
+}
+_SHARED = [name for name in _RUN_TYPES if name not in ("host", "device", "threads", "torch")]
+
+
+def read_records(results: Path) -> tuple[list[Record], list[str]]:
+    """Read every finished run of a results folder.
+
+    Returns:
+        The records, ordered by run id, and one warning for each file that was passed over.
+    """
+    records, warnings = [], []
+    for path in sorted((results / "runs").glob("*/record.json")):
+        try:
+            records.append(read_record(path))
+        except ValueError as error:
+            warnings.append(f"skipped {error}")
+    return records, warnings
+
+
+def _run_row(record: Record) -> dict[str, Any]:
+    spec, where = record.spec, record.environment
+    norm = spec["norm"]
+    return {
+        "run_id": record.run_id,
+        "task": spec["task"],
+        "preset": spec["preset"],
+        "is_result": record.is_result,
+        "dataset": record.dataset,
+        "fingerprint": record.fingerprint,
+        "arch": spec["model"]["name"],
+        "norm": f"{norm['layer']}_ws" if norm["ws"] else norm["layer"],
+        "ws_variant": norm["ws"],
+        "groups": record.science["norm"].get("groups"),
+        "seed": spec["seed"],
+        "batch_size": spec["batch"]["size"],
+        "micro_batch": spec["batch"]["micro"],
+        "stat_batch": record.stat_batch,
+        "world": where["world"],
+        "precision": spec["precision"],
+        "steps": record.steps,
+        "init": record.science["init"],
+        "norm_sites": record.norm.num_norm_sites,
+        "standardised": record.norm.num_standardised,
+        "params": record.norm.num_params,
+        "images_per_s": record.images_per_s,
+        "peak_mem_mib": record.peak_mem_mib,
+        "wall_s": record.wall_s,
+        "data_wait_share": record.data_wait_share,
+        "num_resumed": record.num_resumed,
+        "device": where["cpu"] if where["device"] == "cpu" else where["device"],
+        "threads": where["threads"],
+        "host": where["host"],
+        "torch": where["packages"].get("torch"),
+        "git_sha": where["git_sha"],
+        "dirty": where["dirty"],
+        "finished": record.finished,
+    }
+
+
+def _metric_row(metric: MetricRow) -> dict[str, Any]:
+    row = metric.model_dump()
+    return {"metric": row.pop("name"), **row}
+
+
+def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one typed row a run."""
+    rows = [_run_row(record) for record in records]
+    return pd.DataFrame(rows, columns=list(_RUN_TYPES)).astype(_RUN_TYPES)
+
+
+def metrics_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one typed row a measured number (long, tidy)."""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        shared = {name: value for name, value in _run_row(record).items() if name in _SHARED}
+        rows.extend(shared | _metric_row(metric) for metric in record.metrics)
+    types = {name: _RUN_TYPES[name] for name in _SHARED} | _METRIC_TYPES
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read ``runs.csv`` or ``metrics.csv`` back with the types it was written with."""
+    names = pd.read_csv(path, nrows=0).columns
+    types = {name: kind for name, kind in (_RUN_TYPES | _METRIC_TYPES).items() if name in names}
+    return pd.read_csv(path, dtype=types)
+
+
+def write_csv(results: Path, records: Sequence[Record]) -> tuple[Path, Path]:
+    """Rebuild ``runs.csv`` and ``metrics.csv``; return their paths."""
+    runs, metrics = results / "runs.csv", results / "metrics.csv"
+    write_atomic(runs, runs_frame(records).to_csv(index=False))
+    write_atomic(metrics, metrics_frame(records).to_csv(index=False))
+    return runs, metrics

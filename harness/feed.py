@@ -1,0 +1,85 @@
+"""The data of a step: which samples, in which micro-batches, on which rank, as arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from harness.rng import epoch_order, numpy_rng
+from harness.stop import ignore_signals
+
+if TYPE_CHECKING:
+    from harness.schema import Spec
+    from harness.task import Task, TrainData
+
+
+@dataclass
+class MicroBatch:
+    """The samples of one forward pass on one device."""
+
+    samples: list[int]
+    batch: Any
+
+
+def step_samples(num_samples: int, size: int, seed: int, step: int) -> tuple[int, list[int]]:
+    """Return the epoch of a step and its samples over all devices.
+
+    Every epoch is a fresh permutation; its last batch may be smaller (nothing is dropped).
+    """
+    epoch, position = divmod(step, -(-num_samples // size))
+    order = epoch_order(seed, epoch, num_samples)
+    return epoch, [int(i) for i in order[position * size : (position + 1) * size]]
+
+
+def split_step(samples: list[int], micro: int, rank: int, world: int) -> list[list[int]]:
+    """Split a step's samples into micro-batches and return those of one rank, in order."""
+    chunks = [samples[i : i + micro] for i in range(0, len(samples), micro)]
+    share = -(-len(chunks) // world)
+    return chunks[rank * share : (rank + 1) * share]
+
+
+class Steps(Dataset[list[MicroBatch]]):
+    """Map-style over *steps*: item ``step`` is the list of this rank's micro-batches."""
+
+    def __init__(self, task: Task, data: TrainData, spec: Spec, rank: int, world: int) -> None:
+        """Keep what the arithmetic needs; nothing is read yet."""
+        self.task, self.data, self.spec = task, data, spec
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        """Return the number of optimiser steps of the run."""
+        return self.spec.steps
+
+    def __getitem__(self, step: int) -> list[MicroBatch]:
+        """Read, augment and collate the micro-batches of ``step``."""
+        seed, batch = self.spec.seed, self.spec.batch
+        epoch, samples = step_samples(len(self.data), batch.size, seed, step)
+        return [
+            MicroBatch(
+                chunk,
+                self.task.collate(
+                    [self.data.sample(i, numpy_rng("augment", seed, epoch, i)) for i in chunk]
+                ),
+            )
+            for chunk in split_step(samples, batch.micro, self.rank, self.world)
+        ]
+
+
+def feed(steps: Steps, start: int) -> Iterator[list[MicroBatch]]:
+    """Iterate over the steps from ``start`` on, prepared ahead by ``exec.workers`` processes."""
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(start, len(steps)),
+        num_workers=steps.spec.exec.workers,
+        worker_init_fn=ignore_signals,
+        collate_fn=_as_is,
+    )
+    return iter(loader)
+
+
+def _as_is(window: list[MicroBatch]) -> list[MicroBatch]:
+    return window

@@ -1,0 +1,181 @@
+"""Looking without running: audits, states, listings and data, as the command line shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from harness.errors import DataError, UsageError, did_you_mean
+from harness.plan import impossible
+from harness.record import RunDir
+from harness.registry import task_info, task_names
+from harness.schema import Spec
+from harness.spec import build, keys, parse_words, presets
+from harness.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def one_spec(task: str, words: Sequence[str]) -> Spec:
+    """Build the one spec that the words describe.
+
+    Raises:
+        UsageError: if something is wrong with them.
+    """
+    return build(task, parse_words(words))
+
+
+def audit(task: str, words: Sequence[str], csv: Path | None, console: Console) -> None:
+    """Build a model with random weights, apply the switch and print every layer's row.
+
+    Raises:
+        UsageError: if the switch cannot be applied to this model.
+    """
+    spec = one_spec(task, words)
+    from harness.norm.audit import COLUMNS
+    from harness.registry import task_class
+    from harness.worker import build_model
+
+    info = task_info(task)
+    root = info.data_root(spec)
+    _, found = build_model(task_class(info)(spec, root), spec)
+    table = new_table(f"{spec.model.name}, norm={spec.norm.name}", *COLUMNS)
+    for row in found.table_rows():
+        table.add_row(*row)
+    console.print(table)
+    console.print(found.summary(), markup=False, highlight=False, soft_wrap=True)
+    if reason := impossible(spec):
+        console.print(f"cannot train: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if csv:
+        found.to_csv(csv)
+
+
+def status_table(results: Path) -> Table:
+    """Return one row a run directory."""
+    table = new_table(str(results), "run", "state", "step", "note")
+    for path in sorted((results / "runs").glob("*/spec.yaml")):
+        run = RunDir(results, path.parent.name)
+        state = run.state()
+        failure = run.read_failure() if state == "failed" else None
+        table.add_row(run.id, state, _step(run), failure.message if failure else "")
+    return table
+
+
+def _step(run: RunDir) -> str:
+    """Read ``step/steps`` from the tail of the journal."""
+    try:
+        steps = yaml.safe_load(run.spec.read_text(encoding="utf-8"))["steps"]
+        tail = run.metrics.read_bytes()[-20_000:].decode(errors="replace").splitlines()
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return "-"
+    for line in reversed(tail):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row.get("event") == "train":
+            return f"{row['step']}/{steps}"
+    return f"0/{steps}"
+
+
+def listing(what: str, task: str | None) -> Table:
+    """Return the table of ``normbench ls``.
+
+    Raises:
+        UsageError: if there is no such listing, or it needs a task.
+    """
+    if what in ("presets", "keys") and task is None:
+        raise UsageError(f"ls {what} needs a task: normbench ls {what} TASK")
+    if what == "tasks":
+        table = new_table("", "task", "what")
+        for name in task_names():
+            table.add_row(name, task_info(name).title)
+    elif what == "norms":
+        from harness.norm.catalogue import NORMS
+
+        table = new_table("", "norm", "what", "paper", "batch-independent", "statistics over")
+        for name, norm in NORMS.items():
+            independent = "yes" if norm.batch_independent else "no"
+            table.add_row(name, norm.title, norm.paper, independent, norm.statistics)
+        table.caption = "each also as NAME_ws, with weight standardisation"
+    elif what == "ws":
+        from harness.norm.catalogue import WS_VARIANTS
+
+        table = new_table("", "norm.ws", "variance", "epsilon", "scaled", "source")
+        for name, ws in WS_VARIANTS.items():
+            variance = "unbiased" if ws.unbiased else "biased"
+            eps = f"{ws.eps:g} {'inside' if ws.eps_inside_root else 'outside'} the root"
+            table.add_row(name, variance, eps, "yes" if ws.scaled else "no", ws.source)
+    elif what == "presets":
+        table = new_table("", "preset")
+        for name in presets(str(task)):
+            table.add_row(name)
+    elif what == "keys":
+        table = new_table("", "key", "mini", "meaning")
+        for key, text in keys(str(task)).items():
+            value = _mini(str(task), key)
+            if not isinstance(value, dict):
+                table.add_row(key, str(value), text)
+    else:
+        known = ("tasks", "norms", "ws", "presets", "keys")
+        near = did_you_mean(what, known)
+        raise UsageError(f"ls {what!r} is not known.{near} Lists: {', '.join(known)}")
+    return table
+
+
+def _mini(task: str, key: str) -> object:
+    value: object = one_spec(task, []).model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else None
+    return value
+
+
+def generate_data(task: str, words: Sequence[str]) -> Path:
+    """Generate the embedded data of a spec if they are absent; return their folder."""
+    spec = one_spec(task, words)
+    with Progress(TextColumn("{task.description}"), BarColumn(), transient=True) as bar:
+        shown = bar.add_task("data")
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(shown, description=stage, completed=done, total=total)
+
+        return task_info(task).prepare(spec, progress)
+
+
+def show_data(task: str, words: Sequence[str], out: Path) -> None:
+    """Draw samples into ``out``.
+
+    Raises:
+        UsageError: if the picture cannot be written there.
+    """
+    generate_data(task, words)
+    try:
+        task_info(task).show(one_spec(task, words), out)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the picture {out}: {error}") from None
+
+
+def check_data(task: str, words: Sequence[str], console: Console) -> None:
+    """Print what a deep look at the data finds.
+
+    Raises:
+        DataError: with one line a problem.
+    """
+    spec = one_spec(task, words)
+    if spec.data.root is None:
+        generate_data(task, words)
+    report = task_info(task).check(spec, lambda *_: None)
+    table = new_table(str(report.root), "what", "found")
+    for name, value in report.facts.items():
+        table.add_row(name, value)
+    console.print(table)
+    if report.problems:
+        raise DataError("\n".join(report.problems))
+    console.print("the data are as they should be")

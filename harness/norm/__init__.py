@@ -1,0 +1,1 @@
+"""The switch: weight standardisation, the norm catalogue, and the surgery that swaps norms."""

@@ -1,0 +1,175 @@
+"""The norms that can stand where a batch norm stood, one factory each.
+
+A factory is called as ``factory(bn, dims=2, groups=32)`` with the batch norm it replaces, the
+number of spatial axes there and the wanted number of channel groups. It returns a module with the
+same channels and parameter names; surgery then copies gamma, beta, type, device and mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import AuditError
+
+EPS = 1e-5
+"""Epsilon of gn, ln and in in every recipe of the paper (and torch's default)."""
+
+
+class BatchNorm(Protocol):
+    """What a factory may read of the batch norm it replaces."""
+
+    num_features: int
+    eps: float
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+
+NormFactory = Callable[..., nn.Module]
+"""``(bn, *, dims, groups) -> nn.Module``; see the module's docstring."""
+
+
+class ChannelAffine(nn.Module):
+    """``y = gamma * x + beta`` per channel: a norm with its normalisation taken out.
+
+    It keeps the parameters, and so the capacity, of the norm it stands for: a network with it
+    differs from one with a norm in the normalisation alone.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, num_features: int, affine: bool = True) -> None:
+        """Start as the identity."""
+        super().__init__()
+        self.num_features = num_features
+        self.register_parameter(
+            "weight", nn.Parameter(torch.ones(num_features)) if affine else None
+        )
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, *space)`` to the same shape and type."""
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        # Cast, or autocast's float32 parameters would widen every activation.
+        if self.weight is not None:
+            x = x * self.weight.to(x.dtype).view(shape)
+        if self.bias is not None:
+            x = x + self.bias.to(x.dtype).view(shape)
+        return x
+
+    def extra_repr(self) -> str:
+        """Return the number of channels."""
+        return f"{self.num_features}"
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with its statistics and affine as constants, for inputs of any dimension.
+
+    Everything is a buffer under batch norm's own names, ``num_batches_tracked`` included, so a
+    state dict of the model with batch norm loads key for key, and the other way round. Gradients
+    reach the input only, and training mode changes nothing.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, eps: float = EPS, affine: bool = True) -> None:
+        """Start with mean 0, variance 1, gain 1 and shift 0."""
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features) if affine else None)
+        self.register_buffer("bias", torch.zeros(num_features) if affine else None)
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, *space)`` to the same shape."""
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        """Return the number of channels and epsilon."""
+        return f"{self.num_features}, eps={self.eps}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Weight files older than torch 0.4.1 lack this key, as torch's batch norm allows too.
+        state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class InstanceNorm1d(nn.InstanceNorm1d):
+    """torch's, but it refuses ``(B, C)``, which torch would read as ``(C, L)``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(B, C, L)`` to the same shape.
+
+        Raises:
+            ValueError: for any other number of axes.
+        """
+        if input.dim() != 3:
+            raise ValueError(
+                f"instance norm over {tuple(input.shape)} has one value per statistic: it needs "
+                "(B, C, L) where batch norm also takes (B, C); choose another norm, e.g. ln"
+            )
+        return super().forward(input)
+
+
+def keep_bn(bn: nn.Module, *, dims: int, groups: int) -> nn.Module:
+    """Return ``bn`` itself: batch norm is what the stock model has."""
+    return bn
+
+
+def build_gn(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:
+    """Build ``torch.nn.GroupNorm``; ``groups`` must divide the channels."""
+    return nn.GroupNorm(groups, bn.num_features, eps=EPS, affine=bn.weight is not None)
+
+
+def build_ln(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:
+    """Build layer norm over ``(C, *space)`` with gamma and beta per channel: one group."""
+    return nn.GroupNorm(1, bn.num_features, eps=EPS, affine=bn.weight is not None)
+
+
+def build_in(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:
+    """Build affine instance norm without running averages."""
+    classes: dict[int, type[nn.Module]] = {
+        1: InstanceNorm1d,
+        2: nn.InstanceNorm2d,
+        3: nn.InstanceNorm3d,
+    }
+    return classes[dims](bn.num_features, eps=EPS, affine=bn.weight is not None)
+
+
+def build_frozen_bn(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:
+    """Build batch norm with the statistics, affine and epsilon of ``bn`` as constants.
+
+    Raises:
+        AuditError: if ``bn`` tracks no running averages.
+    """
+    if bn.running_mean is None or bn.running_var is None:
+        raise AuditError("frozen_bn needs running averages, and this batch norm tracks none")
+    frozen = FrozenBatchNorm(bn.num_features, bn.eps, affine=bn.weight is not None)
+    frozen.running_mean.copy_(bn.running_mean)
+    frozen.running_var.copy_(bn.running_var)
+    tracked = getattr(bn, "num_batches_tracked", None)
+    if tracked is not None:
+        frozen.num_batches_tracked.copy_(tracked)
+    return frozen
+
+
+def build_none(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:
+    """Build the per-channel gain and shift alone."""
+    return ChannelAffine(bn.num_features, affine=bn.weight is not None)

@@ -1,0 +1,66 @@
+"""Where things live: recipes, results and generated data, in a checkout as in a wheel."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from harness.errors import UsageError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def configs_dir() -> Path:
+    """Return the folder of recipes: the wheel's own copy, else the checkout's ``configs/``."""
+    packaged = _PACKAGE / "configs"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+
+
+def cache_dir() -> Path:
+    """Return the folder for generated data (``NORMBENCH_CACHE``, else the XDG cache folder)."""
+    if chosen := os.environ.get("NORMBENCH_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "normbench"
+
+
+def default_results_dir() -> Path:
+    """Return ``NORMBENCH_RESULTS``, else the checkout's ``results/``, else ``./results``."""
+    if chosen := os.environ.get("NORMBENCH_RESULTS"):
+        return Path(chosen).expanduser()
+    checkout = _PACKAGE.parent
+    in_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir()
+    return (checkout if in_checkout else Path.cwd()) / "results"
+
+
+def require_writable(folder: Path) -> None:
+    """Create ``folder`` and write into it once, so that hours of work never end unsaved.
+
+    Raises:
+        UsageError: if the folder cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"results folder {folder} cannot be written ({error.strerror}): "
+            "choose another with --results DIR"
+        ) from None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` so that a reader sees the old or the new file, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

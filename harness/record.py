@@ -1,0 +1,170 @@
+"""A finished run as data: the one thing that runs and reports share.
+
+``record.json`` is written last and atomically. A run directory without it is a run that was
+interrupted; one with ``failure.json`` is a run that failed, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import BaseFileLock, FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import NormbenchError
+from harness.paths import write_atomic
+
+SCHEMA_VERSION = 1
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MetricRow(_Data):
+    """One measured number (see ``harness.task.Metric``)."""
+
+    name: str
+    value: float
+    unit: str
+    n_eval: int
+    split: str
+    protocol: str
+    higher_is_better: bool
+    se: float | None = None
+
+
+class NormCounts(_Data):
+    """The audit in numbers."""
+
+    num_norm_sites: int
+    num_standardised: int
+    num_bare: int
+    num_frozen: int
+    num_params: int
+
+
+class Record(_Data):
+    """Everything a report needs of a finished run."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    spec: dict[str, Any]
+    science: dict[str, Any]
+    """The canonical description that ``run_id`` hashes."""
+    dataset: str
+    fingerprint: str
+    is_result: bool
+    """False for ``preset=smoke``: mechanics only, barred from tables."""
+    metrics: tuple[MetricRow, ...]
+    norm: NormCounts
+    stat_batch: int | None
+    steps: int
+    images_per_s: float
+    wall_s: float
+    """Training and evaluation, summed over all sittings."""
+    peak_mem_mib: float
+    data_wait_share: float
+    """Share of the training time spent waiting for data."""
+    num_resumed: int
+    environment: dict[str, Any]
+    finished: str
+    """UTC, ISO 8601."""
+
+
+class Failure(_Data):
+    """Why a run ended without a record."""
+
+    exit_code: int
+    message: str
+    step: int | None = None
+
+
+State = Literal["done", "running", "resumable", "failed", "todo", "impossible"]
+
+
+class RunDir:
+    """The directory of one run under ``results/runs``."""
+
+    def __init__(self, results: Path, run_id: str) -> None:
+        """Name the directory; nothing is created."""
+        self.id = run_id
+        self.path = results / "runs" / run_id
+        self.spec = self.path / "spec.yaml"
+        self.environment = self.path / "environment.json"
+        self.audit = self.path / "audit.csv"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.log = self.path / "log.txt"
+        self.record = self.path / "record.json"
+        self.failure = self.path / "failure.json"
+
+    def lock(self) -> BaseFileLock:
+        """Return the lock that the owner of a running run holds (freed when he dies)."""
+        return FileLock(self.path / "run.lock")
+
+    def state(self) -> State:
+        """Tell from the files alone how far the run is."""
+        if self.record.is_file():
+            return "done"
+        if not self.path.is_dir():
+            return "todo"
+        if self._locked():
+            return "running"
+        if self.failure.is_file():
+            return "failed"
+        return "resumable" if self.checkpoint.is_file() else "todo"
+
+    def _locked(self) -> bool:
+        if not (self.path / "run.lock").exists():
+            return False
+        try:
+            with self.lock().acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:
+            return False
+
+    def read_failure(self) -> Failure | None:
+        """Return why the run failed, if it did."""
+        try:
+            return Failure.model_validate_json(self.failure.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return None
+
+    def write_failure(self, error: NormbenchError, step: int | None = None) -> None:
+        """Keep the reason of a failure beside the run."""
+        failure = Failure(exit_code=error.exit_code, message=str(error), step=step)
+        write_atomic(self.failure, failure.model_dump_json(indent=1))
+
+
+def read_record(path: Path) -> Record:
+    """Read one ``record.json``.
+
+    Raises:
+        ValueError: in one line, if it is truncated, foreign or of a newer version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable record ({error})") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: written by a newer version (schema {version}, this one reads up to "
+            f"{SCHEMA_VERSION}): update normbench"
+        )
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: not a record ({where}: {first['msg']})") from None
+
+
+def write_record(run: RunDir, record: Record) -> None:
+    """Write ``record.json``, the last act of a run."""
+    write_atomic(run.record, record.model_dump_json(indent=1))

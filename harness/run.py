@@ -1,0 +1,106 @@
+"""What `normbench run` does: plan, prepare the data, launch what is missing, show the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.errors import NormbenchError
+from harness.launch import Outcome, launch
+from harness.paths import require_writable
+from harness.plan import PlannedRun, plan
+from harness.progress import display
+from harness.record import read_record
+from harness.registry import task_info
+from harness.schema import Spec
+
+
+def run(task: str, words: Sequence[str], results: Path, console: Console) -> None:
+    """Run every cell that the words ask for and that is not done yet.
+
+    Raises:
+        NormbenchError: for one cell its own error; for several, exit status 1 at the end if some
+            failed.
+    """
+    cells = plan(task, words, results)
+    if all(cell.state == "impossible" for cell in cells):
+        error = NormbenchError("\n".join(dict.fromkeys(cell.reason for cell in cells)))
+        error.exit_code = cells[0].exit_code
+        raise error
+    require_writable(results)
+    problems: list[str] = []
+    for number, cell in enumerate(cells, 1):
+        head = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
+        if cell.state == "impossible":
+            _say(console, f"{head}{cell.run.id}  n/a: {cell.reason}")
+            continue
+        outcome = _run_cell(cell, head, console)
+        if outcome.exit_code in (75, 130) or (outcome.exit_code and len(cells) == 1):
+            _show(cells, results, console)
+            raise _error(outcome)
+        if outcome.exit_code:
+            problems.append(f"{cell.run.id}: {outcome.message}")
+            _say(console, f"failed: {outcome.message}")
+    _show(cells, results, console)
+    if problems:
+        raise NormbenchError(
+            f"{len(problems)} of {len(cells)} runs failed:\n" + "\n".join(problems)
+        )
+
+
+def _run_cell(cell: PlannedRun, head: str, console: Console) -> Outcome:
+    if cell.state == "done":
+        _say(console, f"{head}{cell.run.id} is done")
+        return Outcome(0)
+    if cell.state == "running":
+        return Outcome(
+            1, f"{cell.run.id} is running in another process (normbench status shows it)"
+        )
+    _say(console, f"{head}{cell.run.id}  {summary(cell.spec)}")
+    with display(cell.spec.steps, console) as show:
+        try:
+            root = task_info(cell.spec.task).prepare(
+                cell.spec, lambda *at: show.row(dict(zip(_STAGE, ("stage", *at), strict=True)))
+            )
+        except NormbenchError as error:
+            return Outcome(error.exit_code, str(error))
+        return launch(cell, root, show)
+
+
+_STAGE = ("event", "stage", "done", "total")
+
+
+def summary(spec: Spec) -> str:
+    """Say the batch in its three numbers, and the schedule, before the first step."""
+    accumulation = spec.batch.size // (spec.batch.micro * spec.devices)
+    batch = f"micro {spec.batch.micro} x accumulation {accumulation} x devices {spec.devices}"
+    return (
+        f"{spec.model.name}, {spec.steps} steps, {batch} = batch {spec.batch.size}, "
+        f"{spec.optim.name} lr {spec.optim.lr:g} {spec.schedule.name}, {spec.precision}"
+    )
+
+
+def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> None:
+    from harness.collect import read_records, write_csv
+    from harness.tables import result_table
+
+    records, warnings = read_records(results)
+    for warning in warnings:
+        _say(console, f"warning: {warning}")
+    runs, metrics = write_csv(results, records)
+    done = [read_record(cell.run.record) for cell in cells if cell.run.record.is_file()]
+    if done:
+        console.print(result_table(done))
+        _say(console, f"{metrics}\n{runs}")
+
+
+def _error(outcome: Outcome) -> NormbenchError:
+    error = NormbenchError(outcome.message)
+    error.exit_code = outcome.exit_code
+    return error
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,196 @@
+"""The sections of a run's specification, with their defaults and limits.
+
+Task-independent: a task adds its own ``model``, ``data`` and ``loss`` sections (see
+``harness.task.TaskInfo``), and ``harness.spec`` joins the two into one frozen ``Spec``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.norm.catalogue import NORMS, WS_VARIANTS, parse_norm
+
+
+class Section(BaseModel):
+    """A frozen group of keys; ``shorthand`` names the key that a bare value stands for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    shorthand: ClassVar[str | None] = None
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Turn the bare value of ``section=value`` into a mapping of the section's keys."""
+        if isinstance(value, dict) or cls.shorthand is None:
+            return value
+        return {cls.shorthand: value}
+
+
+class NormSection(Section):
+    """The switch. ``norm=gn_ws`` is sugar for ``norm.layer=gn norm.ws=authors``."""
+
+    layer: str = Field("gn", description="normalisation of the activations (see `ls norms`)")
+    groups: int = Field(32, ge=1, description="channel groups of gn")
+    ws: str | None = Field(None, description="variant of weight standardisation, or null")
+    scope: Literal["followed_by_norm", "backbone"] = Field(
+        "followed_by_norm", description="which of the layers followed by a norm are standardised"
+    )
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Read the grammar ``<layer>[_ws]``."""
+        return parse_norm(value) if isinstance(value, str) else value
+
+    @field_validator("layer")
+    @classmethod
+    def _known_layer(cls, value: str) -> str:
+        if value not in NORMS:
+            raise _unknown(value, NORMS)
+        return value
+
+    @field_validator("ws")
+    @classmethod
+    def _known_variant(cls, value: str | None) -> str | None:
+        if value is not None and value not in WS_VARIANTS:
+            raise _unknown(value, WS_VARIANTS)
+        return value
+
+    @property
+    def name(self) -> str:
+        """Return the name in the grammar, e.g. ``gn_ws``."""
+        return f"{self.layer}_ws" if self.ws else self.layer
+
+
+class BatchSection(Section):
+    """The batch in three numbers (all in images)."""
+
+    shorthand = "size"
+
+    size: int = Field(ge=1, description="images per optimiser step, over all devices")
+    micro: int = Field(ge=1, description="images per forward pass on one device")
+    stat: str = Field("micro", description="images each batch statistic sees: micro or sync")
+
+    @field_validator("stat")
+    @classmethod
+    def _known_stat(cls, value: str) -> str:
+        if value not in ("micro", "sync"):
+            raise _unknown(value, ("micro", "sync"))
+        return value
+
+
+class OptimSection(Section):
+    """The optimiser, one group of rules for every task."""
+
+    shorthand = "name"
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(gt=0, description="base learning rate, before the schedule")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+    weight_decay: float = Field(0.0, ge=0, description="of the weights of convs and linears")
+    weight_decay_norm: float = Field(0.0, ge=0, description="of the norms' gamma")
+    weight_decay_bias: float = Field(0.0, ge=0, description="of every bias and the norms' beta")
+    lr_factor_bias: float = Field(1.0, gt=0, description="learning-rate factor of biases")
+    clip_norm: float | None = Field(None, gt=0, description="largest L2 norm of the gradient")
+
+
+class ScheduleSection(Section):
+    """The learning rate as a pure function of the step (``harness.schedule``)."""
+
+    shorthand = "name"
+
+    name: Literal["constant", "cosine", "poly", "multistep"] = "constant"
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup_factor: float = Field(0.0, ge=0, le=1, description="factor at step 0 of the warm-up")
+    drops: tuple[int, ...] = Field((), description="multistep: steps at which the rate drops")
+    gamma: float = Field(0.1, gt=0, description="multistep: factor of each drop")
+    power: float = Field(0.9, gt=0, description="poly: the exponent")
+    floor: float = Field(0.0, ge=0, lt=1, description="smallest factor of the base rate")
+
+
+class ModelSection(Section):
+    """A task's model; each task adds its options."""
+
+    shorthand = "name"
+
+    name: str
+
+
+class DataSection(Section):
+    """A task's data; each task adds its options."""
+
+    shorthand = "root"
+
+    root: str | None = Field(None, description="folder of the real data set; null = embedded")
+    seed: int = Field(0, ge=0, description="seed of the embedded data")
+
+
+class LossSection(Section):
+    """A task's loss options."""
+
+
+class InitSection(Section):
+    """Where the initial weights come from."""
+
+    shorthand = "source"
+
+    source: str | None = Field(
+        None, description="scratch, or a file of weights with this model's parameter names"
+    )
+
+
+class ExecSection(Section):
+    """How a run is executed. Nothing here may change what is computed, only when and where."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null = all cores")
+    workers: int = Field(0, ge=0, description="processes that load data; 0 = in the run's own")
+    log_s: float = Field(5.0, gt=0, description="seconds between progress lines")
+    checkpoint_s: float = Field(60.0, ge=0, description="seconds between checkpoints")
+
+
+class Spec(Section):
+    """Everything that defines one run. Built by ``harness.spec.build``, never by hand."""
+
+    task: str
+    preset: str
+    model: ModelSection
+    norm: NormSection
+    batch: BatchSection
+    optim: OptimSection
+    schedule: ScheduleSection = ScheduleSection()
+    steps: int = Field(ge=1, description="optimiser steps")
+    precision: Literal["fp32", "fp64", "bf16", "fp16"] = Field(
+        "fp32", description="autocast type of forward and backward; fp64 casts the whole model"
+    )
+    seed: int = Field(0, ge=0, description="of initial weights, data order and augmentation")
+    data: DataSection
+    loss: LossSection = LossSection()
+    init: InitSection = InitSection()
+    devices: int = Field(1, ge=1, description="processes that share each step")
+    exec: ExecSection = ExecSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Spec:
+        share = self.batch.micro * self.devices
+        if self.batch.size % share:
+            below = self.batch.size // share * share
+            sizes = " or ".join(str(n) for n in (below, below + share) if n)
+            per_device, uneven = divmod(self.batch.size, self.devices)
+            micros = [n for n in range(1, per_device + 1) if not uneven and per_device % n == 0]
+            near = sorted(sorted(micros, key=lambda n: abs(n - self.batch.micro))[:3])
+            raise ValueError(
+                f"batch.size={self.batch.size} is not divisible by batch.micro={self.batch.micro}"
+                f" x devices={self.devices}: use batch.size={sizes}"
+                + (f", or batch.micro={' or '.join(map(str, near))}" if near else "")
+            )
+        return self
+
+
+def _unknown(value: str, options: Any) -> ValueError:
+    from harness.errors import did_you_mean
+
+    return ValueError(
+        f"{value!r} is not known.{did_you_mean(value, options)} Allowed: {', '.join(options)}"
+    )

@@ -1,0 +1,229 @@
+"""From a recipe and ``key=value`` words to frozen, validated specs, with every error at once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError, create_model
+
+from harness.errors import UsageError, did_you_mean
+from harness.paths import configs_dir
+from harness.registry import task_info
+from harness.schema import Section, Spec
+
+_RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
+_NEVER_SWEPT = ("data", "data.root", "init", "init.source")  # paths may hold commas
+_BUILT_IN = ("task", "preset")
+
+
+@cache
+def spec_class(task: str) -> type[Spec]:
+    """Return ``Spec`` with the task's own sections in place."""
+    info = task_info(task)
+    sections: dict[str, Any] = {
+        "model": (info.model, ...),
+        "data": (info.data, info.data()),
+        "loss": (info.loss, info.loss()),
+    }
+    return create_model(f"{task.title()}Spec", __base__=Spec, **sections)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+@cache
+def keys(task: str) -> dict[str, str]:
+    """Return every dotted key of a task with its description (sections included)."""
+
+    def walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str]]:
+        for name, field in section.model_fields.items():
+            if name in _BUILT_IN:
+                continue
+            yield prefix + name, field.description or ""
+            if inner := _section_of(field.annotation):
+                yield from walk(inner, f"{prefix}{name}.")
+
+    return dict(walk(spec_class(task), ""))
+
+
+def presets(task: str) -> list[str]:
+    """Return the names of a task's recipes."""
+    return sorted(path.stem for path in (configs_dir() / task).glob("*.yaml"))
+
+
+def recipe(task: str, preset: str) -> dict[str, Any]:
+    """Read ``configs/<task>/<preset>.yaml``, following ``extends``.
+
+    Raises:
+        UsageError: if there is no such preset.
+    """
+    path = configs_dir() / task / f"{preset}.yaml"
+    if not re.fullmatch(r"[\w-]+", preset) or not path.is_file():
+        known = presets(task)
+        raise UsageError(
+            f"unknown preset {preset!r} of {task}.{did_you_mean(preset, known)} "
+            f"Presets: {', '.join(known)}"
+        )
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parent = content.pop("extends", None)
+    return _merge(spec_class(task), recipe(task, parent) if parent else {}, content)
+
+
+def _merge(section: type[Section], base: Mapping[str, Any], over: Any) -> dict[str, Any]:
+    """Lay ``over`` (a mapping or a shorthand) on ``base``, section by section."""
+    over = section.expand(over)
+    if not isinstance(over, Mapping):
+        raise UsageError(f"{over!r} is not a group of keys")
+    merged = dict(base)
+    for key, value in over.items():
+        field = section.model_fields.get(key)
+        inner = _section_of(field.annotation) if field else None
+        if inner is None or (not isinstance(value, Mapping) and inner.expand(value) is value):
+            merged[key] = value
+        else:
+            merged[key] = _merge(inner, merged.get(key) or {}, value)
+    return merged
+
+
+def parse_words(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Split ``key=value`` words.
+
+    Raises:
+        UsageError: naming the word that has no ``=``.
+    """
+    pairs = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{word!r} is not of the form key=value")
+        pairs.append((key, value))
+    return pairs
+
+
+def sweep(words: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Expand ``norm=bn,gn_ws seed=0..2`` into one list of pairs a run, first key slowest."""
+    axes = []
+    for key, value in parse_words(words):
+        axes.append([(key, choice) for choice in _choices(key, value)])
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+def _choices(key: str, value: str) -> list[str]:
+    if key in _NEVER_SWEPT or value.startswith(("[", "{", '"', "'")):
+        return [value]
+    choices: list[str] = []
+    for part in value.split(","):
+        if match := _RANGE.match(part):
+            first, last = int(match[1]), int(match[2])
+            if last < first:
+                raise UsageError(f"{key}={value}: the range {part} is empty")
+            choices.extend(str(n) for n in range(first, last + 1))
+        else:
+            choices.append(part)
+    return choices
+
+
+def _check_keys(task: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    known = keys(task)
+    return [
+        f"unknown key {key!r}.{did_you_mean(key, known) or _near_leaf(key, known)} "
+        f"(all keys: normbench ls keys {task})"
+        for key, _ in pairs
+        if key not in known and key not in _BUILT_IN
+    ]
+
+
+def _near_leaf(key: str, known: Mapping[str, str]) -> str:
+    """Find ``optim.lr`` for ``lr``."""
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
+
+
+def _value(key: str, text: str) -> Any:
+    if key in _NEVER_SWEPT:
+        return text if text not in ("", "null") else None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"{key}={text}: the value is not valid YAML") from None
+
+
+def build(task: str, pairs: Sequence[tuple[str, str]]) -> Spec:
+    """Build one spec from the recipe that ``preset`` names and the overriding pairs.
+
+    Raises:
+        UsageError: with one line for each thing that is wrong.
+    """
+    problems = _check_keys(task, pairs)
+    if problems:
+        raise UsageError("\n".join(problems))
+    preset = dict(pairs).get("preset", "mini")
+    content = recipe(task, preset)
+    cls = spec_class(task)
+    for key, text in pairs:
+        if key in _BUILT_IN:
+            continue
+        over: Any = _value(key, text)
+        for name in reversed(key.split(".")):
+            over = {name: over}
+        content = _merge(cls, content, over)
+    try:
+        return cls(task=task, preset=preset, **content)
+    except ValidationError as error:
+        raise UsageError("\n".join(_sentences(task, error))) from None
+
+
+def _sentences(task: str, error: ValidationError) -> Iterator[str]:
+    cls = spec_class(task)
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
+        shown = f"{path}={item['input']!r}" if path else ""
+        match item["type"]:
+            case "value_error":
+                message = str(item["ctx"]["error"])
+                yield f"{path}: {message}" if path else message
+            case "literal_error":
+                allowed = _literals(cls, path)
+                near = did_you_mean(str(item["input"]), allowed)
+                yield f"{shown} is not known.{near} Allowed: {', '.join(allowed)}"
+            case "extra_forbidden":
+                yield f"unknown key {path!r}.{did_you_mean(path, keys(task))}"
+            case "missing":
+                yield f"{path} has no value: give {path}=..."
+            case _:
+                yield f"{shown}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _literals(section: type[Section], path: str) -> list[str]:
+    name, _, rest = path.partition(".")
+    annotation = section.model_fields[name].annotation
+    inner = _section_of(annotation)
+    if rest and inner:
+        return _literals(inner, rest)
+    options = [annotation, *get_args(annotation)]
+    return [str(x) for one in options if get_origin(one) is Literal for x in get_args(one)]
+
+
+def load_spec(path: Path) -> Spec:
+    """Read a stored ``spec.yaml`` back.
+
+    Raises:
+        UsageError: if it is not a spec of this version.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return spec_class(content["task"])(**content)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+        raise UsageError(f"{path} is not a spec that this version can read: {error}") from None
+
+
+def dump_spec(spec: Spec) -> str:
+    """Write a spec as YAML that ``load_spec`` reads back."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

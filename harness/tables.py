@@ -1,0 +1,69 @@
+"""Plans, records and audits as tables that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.plan import PlannedRun, count_states
+from harness.progress import clock
+from harness.record import Record
+
+_COLOURS = {"done": "green", "running": "cyan", "resumable": "yellow", "failed": "red"}
+
+
+def new_table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house style; ``numbers`` are aligned to the right."""
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return table
+
+
+def plan_table(cells: Sequence[PlannedRun]) -> Table:
+    """Return one row a planned run."""
+    counts = ", ".join(f"{n} {state}" for state, n in count_states(cells).items())
+    table = new_table(f"{len(cells)} run{'s' * (len(cells) != 1)}: {counts}", "run", "state", "why")
+    for cell in cells:
+        colour = _COLOURS.get(cell.state, "dim" if cell.state == "impossible" else "default")
+        state = "n/a" if cell.state == "impossible" else cell.state
+        table.add_row(cell.run.id, f"[{colour}]{state}[/]", cell.reason.replace("[", r"\["))
+    return table
+
+
+def result_table(records: Sequence[Record]) -> Table:
+    """Return the metrics: one row a metric for one run, one row a run for several."""
+    return _one_run(records[0]) if len(records) == 1 else _several_runs(records)
+
+
+def _one_run(record: Record) -> Table:
+    columns = ("metric", "value", "unit", "split", "n", "protocol")
+    table = new_table(record.run_id, *columns, numbers=("value", "n"))
+    for metric in record.metrics:
+        table.add_row(
+            metric.name,
+            f"{metric.value:.2f}",
+            metric.unit,
+            metric.split,
+            str(metric.n_eval),
+            metric.protocol,
+        )
+    table.caption = (
+        f"{'' if record.is_result else 'preset=smoke: mechanics only, not a result.  '}"
+        f"{record.steps} steps, {clock(record.wall_s)} in all, {record.images_per_s:.1f} images/s, "
+        f"{record.peak_mem_mib:.0f} MiB, {100 * record.data_wait_share:.0f} % waiting for data"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _several_runs(records: Sequence[Record]) -> Table:
+    names = list(dict.fromkeys(metric.name for record in records for metric in record.metrics))
+    table = new_table("", "run", *names, "wall", numbers=(*names, "wall"))
+    for record in records:
+        values = {metric.name: f"{metric.value:.2f}" for metric in record.metrics}
+        cells = [values.get(name, "-") for name in names]
+        table.add_row(record.run_id, *cells, clock(record.wall_s))
+    return table

@@ -1,0 +1,214 @@
+"""One run in a process of its own: build, surgery, audit, init, train, evaluate, record.
+
+Started as ``python -m harness.worker RUN_DIR DATA_ROOT`` (under ``torchrun`` for several devices).
+What came of it is read from the run directory, not from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+from torch import nn
+
+from harness import checkpoint
+from harness.distributed import Ranks, choose_device
+from harness.environment import environment
+from harness.errors import EnvironmentProblem, Interrupted, NormbenchError, UsageError
+from harness.identity import science, stat_batch
+from harness.init import load_init
+from harness.journal import Journal
+from harness.loop import Trainer, peak_memory_mib, train
+from harness.norm.audit import NormAudit, refresh_trainable
+from harness.norm.surgery import apply_norm
+from harness.paths import write_atomic
+from harness.record import MetricRow, NormCounts, Record, RunDir, write_record
+from harness.registry import task_class, task_info
+from harness.rng import derive, key_dropout
+from harness.schema import Spec
+from harness.spec import load_spec
+from harness.stop import StopRequest
+from harness.task import Task
+
+
+def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
+    """Build a spec's model: the stock BN model, surgery, freezing, audit.
+
+    The initial weights are drawn before the surgery, hence equal for every norm of a seed.
+    """
+    torch.manual_seed(derive("init", spec.seed))
+    model = task.build_model()
+    backbone = task.backbone if spec.norm.scope == "backbone" else None
+    audit = apply_norm(
+        model,
+        spec.norm,
+        bare=task.bare,
+        ws_classes=task.ws_classes,
+        standardise_prefix=backbone,
+    )
+    task.finish_model(model)
+    key_dropout(model)
+    return model, refresh_trainable(audit, model)
+
+
+def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> None:
+    """Do the whole of one run; returns once ``record.json`` is written.
+
+    Raises:
+        NormbenchError: with the reason in one line.
+    """
+    device = choose_device(spec.exec.device, int(os.environ.get("LOCAL_RANK", "0")), spec.devices)
+    ranks = Ranks(device)
+    content, remarks = checkpoint.load(run.checkpoint, run.id)
+    threads = content["progress"]["threads"] if content else spec.exec.threads
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+    task = task_class(task_info(spec.task))(spec, data_root)
+    model, audit = build_model(task, spec)
+    model = _placed(model, spec, device)
+    if content is None and spec.init.source not in (None, "scratch"):
+        remarks.append(load_init(model, str(spec.init.source)))
+    trainer = Trainer(task, model, spec, ranks, device)
+    if content is not None:
+        trainer.restore(content)
+        remarks.append(f"resumed at step {trainer.progress.step} of {spec.steps}")
+    where = environment(_device_name(device), torch.get_num_threads(), ranks.world)
+    if ranks.is_main:
+        audit.to_csv(run.audit)
+        write_atomic(run.environment, json.dumps(where, indent=1))
+    with Journal(run.metrics, trainer.progress.step, ranks.is_main) as journal:
+        for remark in (*remarks, audit.summary()):
+            print(remark)  # noqa: T201  # the worker's stdout is log.txt
+            journal.remark(remark)
+        train(trainer, run, stop, journal)
+        if ranks.is_main:
+            rows = _evaluate(task, trainer, journal, stop)
+            write_record(run, _record(spec, run, audit, rows, trainer, where))
+    ranks.close()
+
+
+def _placed(model: nn.Module, spec: Spec, device: torch.device) -> nn.Module:
+    if spec.precision == "fp64":
+        model = model.double()
+    if spec.batch.stat == "sync" and spec.devices > 1:
+        if device.type != "cuda":
+            raise EnvironmentProblem("batch.stat=sync over several devices needs GPUs")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(device)
+
+
+def _evaluate(
+    task: Task, trainer: Trainer, journal: Journal, stop: StopRequest
+) -> tuple[MetricRow, ...]:
+    def progress(stage: str, done: int, total: int) -> None:
+        journal.stage(stage, done, total)
+        if stop:
+            raise stop.error("the trained model is saved")
+
+    began = time.monotonic()
+    trainer.model.eval()
+    with torch.no_grad():
+        metrics = task.evaluate(trainer.model, trainer.device, progress)
+    trainer.progress.eval_s += time.monotonic() - began
+    return tuple(MetricRow(**asdict(metric)) for metric in metrics)
+
+
+def _record(
+    spec: Spec,
+    run: RunDir,
+    audit: NormAudit,
+    metrics: tuple[MetricRow, ...],
+    trainer: Trainer,
+    where: dict[str, Any],
+) -> Record:
+    progress = trainer.progress
+    canonical = science(spec)
+    return Record(
+        run_id=run.id,
+        spec=spec.model_dump(mode="json"),
+        science=canonical,
+        dataset=task_info(spec.task).dataset(spec),
+        fingerprint=canonical["data"]["fingerprint"],
+        is_result=spec.preset != "smoke",
+        metrics=metrics,
+        norm=NormCounts(
+            num_norm_sites=audit.num_norm_sites,
+            num_standardised=audit.num_standardised,
+            num_bare=audit.num_bare,
+            num_frozen=audit.num_frozen,
+            num_params=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        ),
+        stat_batch=stat_batch(spec),
+        steps=spec.steps,
+        images_per_s=spec.steps * spec.batch.size / max(progress.train_s, 1e-9),
+        wall_s=progress.train_s + progress.eval_s,
+        peak_mem_mib=max(progress.peak_mem_mib, peak_memory_mib(trainer.device)),
+        data_wait_share=progress.wait_s / max(progress.train_s, 1e-9),
+        num_resumed=progress.num_resumed,
+        environment=where,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the worker; return its exit status."""
+    path, data_root = Path(arguments[0]), Path(arguments[1])
+    run = RunDir(path.parent.parent, path.name)
+    stop = StopRequest()
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        if not is_main:
+            run_spec(load_spec(run.spec), run, data_root, stop)
+            return 0
+        with run.lock().acquire(timeout=0):
+            run.failure.unlink(missing_ok=True)
+            return _guarded(run, data_root, stop)
+    except Timeout:
+        print(f"{run.id} is already running in another process")  # noqa: T201
+        return UsageError.exit_code
+
+
+def _guarded(run: RunDir, data_root: Path, stop: StopRequest) -> int:
+    """Turn whatever happens into a failure file and an exit status."""
+    try:
+        run_spec(load_spec(run.spec), run, data_root, stop)
+    except Interrupted as error:
+        print(error)  # noqa: T201
+        return error.exit_code
+    except NormbenchError as error:
+        run.write_failure(error)
+        return error.exit_code
+    except torch.OutOfMemoryError as error:
+        traceback.print_exc()
+        micro = load_spec(run.spec).batch.micro
+        smaller = f"try batch.micro={micro // 2}" if micro > 1 else "use a larger GPU"
+        reason = str(error).splitlines()[0]
+        text = f"out of memory at batch.micro={micro} ({reason}): {smaller}"
+        run.write_failure(NormbenchError(text))
+        return 1
+    except Exception as error:  # a sweep goes on; the traceback is in log.txt
+        traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        run.write_failure(NormbenchError(f"{type(error).__name__}: {first} (see {run.log})"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The tasks, one folder each: model, data, loss, evaluation. They import harness, never back."""

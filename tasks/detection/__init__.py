@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: Mask R-CNN from detectron2, on data in COCO's format."""

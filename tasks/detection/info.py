@@ -1,0 +1,229 @@
+"""The light half of detection: its sections, its data and its limits, without torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from harness.errors import DataError
+from harness.paths import cache_dir
+from harness.schema import DataSection, LossSection, ModelSection, Section, Spec
+from harness.task import DataReport, NormFacts, Progress
+from tasks.detection import coco, embedded
+
+LEVELS = 5  # p2 .. p6
+_STRIDE = 32  # of res5 and p5, the coarsest maps with a norm
+
+
+class RPNSection(Section):
+    """The region proposal network, one anchor size a pyramid level."""
+
+    anchor_sizes: tuple[int, int, int, int, int] = Field(description="anchor sides of p2..p6, px")
+    anchor_ratios: tuple[float, ...] = Field(description="height / width of the anchors")
+    anchor_margin: int = Field(
+        ge=-1, description="px an anchor may stand out of the image in training; -1 = any"
+    )
+    num_anchors: int = Field(ge=2, description="anchors sampled per image for the loss")
+    positive_share: float = Field(gt=0, lt=1, description="largest share of objects in them")
+    iou: tuple[float, float] = Field(description="IoU below which background, above which object")
+    beta: float = Field(ge=0, description="where the box loss turns from L2 to L1; 0 = L1")
+    nms_iou: float = Field(gt=0, le=1, description="IoU above which a proposal is a duplicate")
+    pre_nms_train: int = Field(ge=1, description="proposals per level before NMS, training")
+    pre_nms_test: int = Field(ge=1, description="the same, evaluation")
+    post_nms_train: int = Field(ge=1, description="proposals per image after NMS, training")
+    post_nms_test: int = Field(ge=1, description="the same, evaluation")
+
+
+class BoxSection(Section):
+    """The box head: convs with norm, one hidden linear layer, two predictors."""
+
+    num_convs: int = Field(ge=0, description="3x3 convs with norm")
+    channels: int = Field(ge=1, description="of the convs")
+    hidden: int = Field(ge=1, description="units of the linear layer")
+    pool: int = Field(ge=1, description="side of the pooled region, cells")
+    num_rois: int = Field(ge=1, description="regions sampled per image for the loss")
+    positive_share: float = Field(gt=0, lt=1, description="largest share of objects in them")
+    iou: float = Field(gt=0, lt=1, description="IoU from which a region is an object")
+    weights: tuple[float, float, float, float] = Field(description="scales of dx, dy, dw, dh")
+    beta: float = Field(ge=0, description="where the box loss turns from L2 to L1; 0 = L1")
+
+
+class MaskSection(Section):
+    """The mask head: convs with norm, a deconv that doubles the side, a predictor."""
+
+    num_convs: int = Field(ge=0, description="3x3 convs with norm")
+    channels: int = Field(ge=1, description="of the convs and the deconv")
+    pool: int = Field(ge=1, description="side of the pooled region, cells")
+
+
+class TestSection(Section):
+    """What counts as a detection in evaluation."""
+
+    min_score: float = Field(ge=0, lt=1, description="smallest score of a detection")
+    nms_iou: float = Field(gt=0, le=1, description="IoU above which two are one, per class")
+    max_detections: int = Field(ge=1, description="detections kept per image")
+
+
+class DetectionModel(ModelSection):
+    """Mask R-CNN on a ResNet with a feature pyramid; batch norm at every site before surgery."""
+
+    name: Literal["mask_rcnn_mini", "mask_rcnn_r50_fpn"] = Field(
+        description="mini: narrow ResNet-18 with basic blocks; r50: ResNet-50 with bottlenecks"
+    )
+    freeze_at: int = Field(ge=0, le=5, description="stages frozen: 1 the stem, 2 also res2, ...")
+    width: int = Field(ge=1, description="channels of the stem; 64 in the ResNets as published")
+    fpn_channels: int = Field(ge=1, description="channels of the pyramid")
+    pixel_mean: tuple[float, float, float] = Field(description="subtracted, BGR, of 0..255")
+    pixel_std: tuple[float, float, float] = Field(description="divided by, BGR")
+    roi_align: Literal["ROIAlign", "ROIAlignV2"] = Field(description="V2: shifted by half a pixel")
+    sampling_ratio: int = Field(ge=0, description="samples per pooled cell and axis; 0 = adaptive")
+    roi_canonical: float = Field(gt=0, description="side of the region that is pooled from p4, px")
+    rpn: RPNSection
+    box: BoxSection
+    mask: MaskSection
+    test: TestSection
+
+
+class DetectionData(DataSection):
+    """COCO instances: a real folder, or pictures of shapes generated in the same format."""
+
+    embedded: bool = Field(True, description="generate the data where no root is given")
+    size: int = Field(96, ge=1, description="embedded data: side of the pictures, px")
+    num_train: int = Field(800, ge=1, description="embedded data: training pictures")
+    num_val: int = Field(100, ge=1, description="embedded data: evaluation pictures")
+    min_size: int = Field(96, ge=1, description="shorter side after resizing, px")
+    max_size: int = Field(160, ge=1, description="largest longer side after resizing, px")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored image")
+
+
+class DetectionLoss(LossSection):
+    """How the losses of the images of one forward are averaged."""
+
+    normalizer: Literal["stock", "image"] = Field(
+        "stock",
+        description="stock: over all regions of a forward, as published; image: within each image, "
+        "then over images, so that micro-batches of equal-sized images change nothing",
+    )
+
+
+class DetectionInfo:
+    """``harness.task.TaskInfo`` of detection."""
+
+    name = "detection"
+    title = "instance segmentation on COCO with Mask R-CNN (detectron2)"
+    implementation = "tasks.detection.task:DetectionTask"
+    numerics = 1
+    # Images of a forward are padded to a common size, and stock losses average over its regions.
+    separable = False
+    model = DetectionModel
+    data = DetectionData
+    loss = DetectionLoss
+
+    def norm_facts(self, spec: Spec) -> NormFacts:
+        """Describe the norm sites: backbone, pyramid, box and mask head."""
+        model, data = _sections(spec)
+        stages = [model.width * 2**i for i in range(4)]
+        expansion = 4 if model.name == "mask_rcnn_r50_fpn" else 1
+        widths = {model.width, *stages, *(w * expansion for w in stages), model.fpn_channels}
+        sites = {"backbone.bottom_up.res5": math.ceil(data.min_size / _STRIDE) ** 2}
+        for name, head in (("box_head", model.box), ("mask_head", model.mask)):
+            if head.num_convs:
+                widths.add(head.channels)
+                sites[f"roi_heads.{name}"] = head.pool**2  # of a single region
+        smallest = min(sites, key=lambda name: sites[name])
+        return NormFacts(tuple(sorted(widths)), sites[smallest], smallest)
+
+    def refuse(self, spec: Spec) -> str | None:
+        """Refuse to freeze stages that nobody has trained."""
+        model, data = _sections(spec)
+        if model.freeze_at > 0 and spec.init.source in (None, "scratch"):
+            published = "" if data.embedded else " (the published run starts from ImageNet weights)"
+            return (
+                f"model.freeze_at={model.freeze_at} would freeze random weights{published}: give "
+                "init=FILE, or train all of it with init=scratch model.freeze_at=0"
+            )
+        if model.rpn.iou[0] > model.rpn.iou[1]:
+            return f"model.rpn.iou={list(model.rpn.iou)} must not descend: give [background, object]"
+        return None
+
+    def dataset(self, spec: Spec) -> str:
+        """Return the name of the data set, as reports print it."""
+        _, data = _sections(spec)
+        return "COCO shapes" if _given_root(data) is None else "COCO 2017"
+
+    def data_root(self, spec: Spec) -> Path:
+        """Return the folder given, ``coco/`` within it, or where the embedded data are kept."""
+        _, data = _sections(spec)
+        if (given := _given_root(data)) is not None:
+            inner = given / "coco"
+            return inner if inner.is_dir() else given
+        return cache_dir() / "detection" / self._embedded_name(data)
+
+    def fingerprint(self, spec: Spec) -> str:
+        """Return the embedded data's generator and arguments, or a hash of the annotations."""
+        _, data = _sections(spec)
+        if _given_root(data) is None:
+            return self._embedded_name(data)
+        return coco.fingerprint(self.data_root(spec))
+
+    def prepare(self, spec: Spec, progress: Progress) -> Path:
+        """Generate the embedded data if they are absent; check the layout of real data."""
+        _, data = _sections(spec)
+        root = self.data_root(spec)
+        if _given_root(data) is not None:
+            coco.check_layout(root)
+            return root
+        return embedded.generate(
+            root,
+            seed=data.seed,
+            size=data.size,
+            num_train=data.num_train,
+            num_val=data.num_val,
+            progress=lambda done, total: progress("generate", done, total),
+        )
+
+    def check(self, spec: Spec, progress: Progress) -> DataReport:
+        """Read both annotation files, look for every image and open a sample of them."""
+        from tasks.detection.inspection import inspect
+
+        return inspect(self.prepare(spec, progress), progress)
+
+    def show(self, spec: Spec, out: Path) -> None:
+        """Draw training images with their boxes and masks."""
+        from tasks.detection.show import show
+
+        show(self.prepare(spec, lambda *_: None), coco.TRAIN, out)
+
+    @staticmethod
+    def _embedded_name(data: DetectionData) -> str:
+        return embedded.fingerprint(data.seed, data.size, data.num_train, data.num_val)
+
+
+def _sections(spec: Spec) -> tuple[DetectionModel, DetectionData]:
+    assert isinstance(spec.model, DetectionModel)
+    assert isinstance(spec.data, DetectionData)
+    return spec.model, spec.data
+
+
+def _given_root(data: DetectionData) -> Path | None:
+    """Return the folder of real data, or None where the data are generated.
+
+    Raises:
+        DataError: if the preset needs real data and none are given.
+    """
+    if data.root is not None:
+        return Path(data.root).expanduser()
+    if data.embedded:
+        return None
+    if folder := os.environ.get("NORMBENCH_DATA"):
+        return Path(folder).expanduser()
+    raise DataError(
+        f"this preset needs COCO 2017: give data=DIR or set NORMBENCH_DATA ({coco.EXPECTED})"
+    )
+
+
+INFO = DetectionInfo()

@@ -1,0 +1,107 @@
+"""The working half of detection: detectron2's Mask R-CNN in the harness's one loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import DataError
+from harness.schema import Spec
+from harness.task import Metric, Progress
+from tasks.detection import coco, evaluation
+from tasks.detection.d2 import Conv2d, EventStorage, WSDetectronConv2d
+from tasks.detection.dataset import CocoImages, Sample
+from tasks.detection.info import DetectionData, DetectionLoss, DetectionModel
+from tasks.detection.model import BACKBONE, BARE, build_mask_rcnn
+
+_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask")
+
+Batch = list[Sample]
+
+
+class DetectionTask:
+    """``harness.task.Task`` of detection.
+
+    Args:
+        spec: what to run; its sections are detection's.
+        root: COCO folder.
+
+    Raises:
+        DataError: if an annotation file is not COCO, or lists images that are absent.
+    """
+
+    bare = BARE
+    ws_classes = {Conv2d: WSDetectronConv2d}
+    backbone = BACKBONE
+
+    def __init__(self, spec: Spec, root: Path) -> None:
+        assert isinstance(spec.model, DetectionModel)
+        assert isinstance(spec.data, DetectionData)
+        assert isinstance(spec.loss, DetectionLoss)
+        self.model, self.data, self.losses = spec.model, spec.data, spec.loss
+        # Both splits at once: what is wrong with the second should not show after days of training.
+        train, self._val = (_read(root, split) for split in (coco.TRAIN, coco.VAL))
+        self.category_ids = train.category_ids
+        if self._val.category_ids != self.category_ids:
+            raise DataError(f"{train.path} and {self._val.path} list different categories")
+        self._train_images = CocoImages(root, coco.TRAIN, train, self.data)
+        self._val_images = CocoImages(root, coco.VAL, self._val, self.data)
+
+    def build_model(self) -> nn.Module:
+        """Build Mask R-CNN with batch norm at every site and one class per category."""
+        model: nn.Module = build_mask_rcnn(
+            self.model, len(self.category_ids), self.losses.normalizer
+        )
+        return model
+
+    def finish_model(self, model: nn.Module) -> None:
+        """Freeze the first stages as detectron2 does.
+
+        Neither convs nor affine parameters of a frozen stage are trained, whatever the norm; its
+        batch norm, if any, becomes detectron2's FrozenBatchNorm2d, which applies the averages that
+        came with the initial weights.
+        """
+        model.get_submodule(BACKBONE).freeze(self.model.freeze_at)  # type: ignore[operator]
+
+    def train_data(self) -> CocoImages:
+        """Return the training images that have an object."""
+        return self._train_images
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Keep the samples apart: the model pads them to a common size."""
+        return samples
+
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
+        """Move images and instances."""
+        return [
+            sample
+            | {"image": sample["image"].to(device), "instances": sample["instances"].to(device)}
+            for sample in batch
+        ]
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Return the number of images for every loss (see ``tasks.detection.losses``)."""
+        return dict.fromkeys(_LOSSES, float(len(batch)))
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, float]]:
+        """Return detectron2's five losses, each times the images of the batch."""
+        with EventStorage():  # detectron2 insists on logging its statistics
+            means = model(batch)
+        return {name: (mean * len(batch), float(len(batch))) for name, mean in means.items()}
+
+    def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
+        """Measure box and mask AP on ``val2017``, images without objects included."""
+        model.eval()
+        results = list(
+            evaluation.predict(model, self._val_images, self.category_ids, progress)
+        )
+        return evaluation.score(evaluation.ground_truth(self._val), results)
+
+
+def _read(root: Path, split: str) -> coco.Annotations:
+    annotations = coco.read_annotations(coco.annotation_file(root, split))
+    coco.spot_check_images(root, split, annotations)
+    return annotations
