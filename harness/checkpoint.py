@@ -26,6 +26,8 @@ class Progress:
     num_resumed: int = 0
     threads: int = 0
     """CPU threads of the first sitting; kept, since float sums depend on them."""
+    chunk: int = 0
+    """Images that one forward executes; kept for the same reason."""
     torch_version: str = field(default_factory=lambda: str(torch.__version__))
 
 

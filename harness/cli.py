@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at, check and generate the data of a task.", no_args_is_help=True)
+data_app = typer.Typer(help="Show, check or generate the data of a task.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="detection (see `ls tasks`)")]
@@ -51,7 +51,10 @@ def _results(chosen: Path | None) -> Path:
 
 @app.command("run")
 def run_command(task: TaskName, words: Words = None, results: Results = None) -> None:
-    """Run what is asked for and not done yet; lists and ranges sweep (norm=bn,gn_ws seed=0..2)."""
+    """Run what is asked for and not done yet.
+
+    Lists and ranges sweep: norm=bn,gn_ws seed=0..2.
+    """
     from harness.run import run
 
     run(task, words or [], _results(results), _console())
@@ -59,7 +62,7 @@ def run_command(task: TaskName, words: Words = None, results: Results = None) ->
 
 @app.command("plan")
 def plan_command(task: TaskName, words: Words = None, results: Results = None) -> None:
-    """Show the runs that `run` would start, with their states; start nothing."""
+    """Show what `run` would start; start nothing."""
     from harness.plan import plan
     from harness.tables import plan_table
 
@@ -72,7 +75,7 @@ def audit_command(
     words: Words = None,
     csv: Annotated[Path | None, typer.Option(help="Write all rows to a CSV file.")] = None,
 ) -> None:
-    """Build the model and show, layer by layer, what the switch does to it and why."""
+    """Show what the switch does to each layer, and why."""
     from harness.inspect import audit
 
     audit(task, words or [], csv, _console())
@@ -80,7 +83,7 @@ def audit_command(
 
 @app.command("status")
 def status_command(results: Results = None) -> None:
-    """Show every run of the results folder: its state and how far it is."""
+    """Show every run: its state and how far it is."""
     from harness.inspect import status_table
 
     _console().print(status_table(_results(results)))
@@ -88,7 +91,7 @@ def status_command(results: Results = None) -> None:
 
 @app.command("report")
 def report_command(results: Results = None) -> None:
-    """Rebuild runs.csv and metrics.csv from the records of all runs."""
+    """Rebuild runs.csv and metrics.csv from all records."""
     from harness.collect import read_records, write_csv
     from harness.paths import require_writable
 
@@ -114,7 +117,7 @@ def ls_command(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="tasks norms ws presets keys")],
     task: Annotated[str | None, typer.Argument(metavar="[TASK]")] = None,
 ) -> None:
-    """List tasks, norms, weight standardisations (ws), or a task's presets or keys."""
+    """List tasks, norms, ws, or a task's presets or keys."""
     from harness.inspect import listing
 
     _console().print(listing(what, task))
@@ -126,7 +129,7 @@ def data_show(
     words: Words = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The picture.")] = Path("data.png"),
 ) -> None:
-    """Draw samples of the data, with their labels, into a picture."""
+    """Draw samples with their labels into a picture."""
     from harness.inspect import show_data
 
     show_data(task, words or [], out)
@@ -135,7 +138,7 @@ def data_show(
 
 @data_app.command("check")
 def data_check(task: TaskName, words: Words = None) -> None:
-    """Verify the layout, the counts and the files of a data set; exit 3 where they are wrong."""
+    """Verify layout, counts and files; exit 3 where wrong."""
     from harness.inspect import check_data
 
     check_data(task, words or [], _console())
@@ -143,7 +146,7 @@ def data_check(task: TaskName, words: Words = None) -> None:
 
 @data_app.command("generate")
 def data_generate(task: TaskName, words: Words = None) -> None:
-    """Generate the embedded data now (a run does it by itself) and print where they are."""
+    """Generate the embedded data now; print where they are."""
     from harness.inspect import generate_data
 
     typer.echo(generate_data(task, words or []))

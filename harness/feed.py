@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MicroBatch:
-    """The samples of one forward pass on one device."""
+class Chunk:
+    """The samples of one forward pass on one device: a micro-batch, or several at once."""
 
     samples: list[int]
     batch: Any
@@ -34,41 +34,50 @@ def step_samples(num_samples: int, size: int, seed: int, step: int) -> tuple[int
     return epoch, [int(i) for i in order[position * size : (position + 1) * size]]
 
 
-def split_step(samples: list[int], micro: int, rank: int, world: int) -> list[list[int]]:
-    """Split a step's samples into micro-batches and return those of one rank, in order."""
-    chunks = [samples[i : i + micro] for i in range(0, len(samples), micro)]
-    share = -(-len(chunks) // world)
-    return chunks[rank * share : (rank + 1) * share]
+def split_step(
+    samples: list[int], micro: int, rank: int, world: int, chunk: int | None = None
+) -> list[list[int]]:
+    """Split a step's samples into the forwards of one rank, in order.
+
+    Every rank gets whole micro-batches; ``chunk`` images of them are executed at once.
+    """
+    num_micro = -(-len(samples) // micro)
+    share = -(-num_micro // world) * micro
+    own = samples[rank * share : (rank + 1) * share]
+    size = chunk or micro
+    return [own[i : i + size] for i in range(0, len(own), size)]
 
 
-class Steps(Dataset[list[MicroBatch]]):
-    """Map-style over *steps*: item ``step`` is the list of this rank's micro-batches."""
+class Steps(Dataset[list[Chunk]]):
+    """Map-style over *steps*: item ``step`` is the list of this rank's forwards."""
 
-    def __init__(self, task: Task, data: TrainData, spec: Spec, rank: int, world: int) -> None:
+    def __init__(
+        self, task: Task, data: TrainData, spec: Spec, *, chunk: int, rank: int, world: int
+    ) -> None:
         """Keep what the arithmetic needs; nothing is read yet."""
         self.task, self.data, self.spec = task, data, spec
-        self.rank, self.world = rank, world
+        self.chunk, self.rank, self.world = chunk, rank, world
 
     def __len__(self) -> int:
         """Return the number of optimiser steps of the run."""
         return self.spec.steps
 
-    def __getitem__(self, step: int) -> list[MicroBatch]:
-        """Read, augment and collate the micro-batches of ``step``."""
+    def __getitem__(self, step: int) -> list[Chunk]:
+        """Read, augment and collate the forwards of ``step``."""
         seed, batch = self.spec.seed, self.spec.batch
         epoch, samples = step_samples(len(self.data), batch.size, seed, step)
         return [
-            MicroBatch(
+            Chunk(
                 chunk,
                 self.task.collate(
                     [self.data.sample(i, numpy_rng("augment", seed, epoch, i)) for i in chunk]
                 ),
             )
-            for chunk in split_step(samples, batch.micro, self.rank, self.world)
+            for chunk in split_step(samples, batch.micro, self.rank, self.world, self.chunk)
         ]
 
 
-def feed(steps: Steps, start: int) -> Iterator[list[MicroBatch]]:
+def feed(steps: Steps, start: int) -> Iterator[list[Chunk]]:
     """Iterate over the steps from ``start`` on, prepared ahead by ``exec.workers`` processes."""
     loader = DataLoader(
         steps,
@@ -81,5 +90,5 @@ def feed(steps: Steps, start: int) -> Iterator[list[MicroBatch]]:
     return iter(loader)
 
 
-def _as_is(window: list[MicroBatch]) -> list[MicroBatch]:
+def _as_is(window: list[Chunk]) -> list[Chunk]:
     return window

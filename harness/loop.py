@@ -1,8 +1,10 @@
-"""The one training loop: a window of micro-batches, one reduction, one optimiser step."""
+"""The one training loop: a window of forwards, one reduction, one optimiser step."""
 
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,9 @@ from torch import nn
 from harness import checkpoint
 from harness.checkpoint import Progress
 from harness.errors import Diverged
-from harness.feed import MicroBatch, Steps, feed
+from harness.feed import Chunk, Steps, feed
+from harness.norm.catalogue import NORMS
+from harness.norm.virtual import virtualise
 from harness.optim import build_optimizer, set_lr, trainable
 from harness.rng import drawing
 from harness.schedule import lr_factor
@@ -32,16 +36,28 @@ class Trainer:
     """A run in memory: model, optimiser and how far it is. ``step`` is the whole method."""
 
     def __init__(
-        self, task: Task, model: nn.Module, spec: Spec, ranks: Ranks, device: torch.device
-    ):
-        """Build the optimiser; the model has had its surgery and is on its device."""
+        self,
+        task: Task,
+        model: nn.Module,
+        spec: Spec,
+        ranks: Ranks,
+        device: torch.device,
+        *,
+        chunk: int,
+    ) -> None:
+        """Build the optimiser; the model has had its surgery and is on its device.
+
+        ``chunk`` images are executed at once (``harness.chunk``).
+        """
+        if chunk > spec.batch.micro and not NORMS[spec.norm.layer].batch_independent:
+            virtualise(model, spec.batch.micro)
         self.task, self.model, self.spec = task, model, spec
         self.ranks, self.device = ranks, device
         self.optimizer = build_optimizer(model, spec.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        self.progress = Progress(threads=torch.get_num_threads())
+        self.progress = Progress(threads=torch.get_num_threads(), chunk=chunk)
 
-    def step(self, window: list[MicroBatch], step: int) -> dict[str, float]:
+    def step(self, window: list[Chunk], step: int) -> dict[str, float]:
         """Take one optimiser step over ``window`` and return the loss parts of all ranks.
 
         Every loss is divided by its count over the whole window and all ranks, so that under a
@@ -123,7 +139,10 @@ def train(
         Diverged: if a gradient is not finite; the last checkpoint stays.
     """
     spec, progress, ranks = trainer.spec, trainer.progress, trainer.ranks
-    steps = Steps(trainer.task, trainer.task.train_data(), spec, ranks.rank, ranks.world)
+    data = trainer.task.train_data()
+    steps = Steps(
+        trainer.task, data, spec, chunk=progress.chunk, rank=ranks.rank, world=ranks.world
+    )
 
     def save() -> None:
         if ranks.is_main:
@@ -177,9 +196,8 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the peak memory of this process so far: allocated on the GPU, resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _add(total: dict[str, float], more: dict[str, float]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.chunk import resolve_chunk
 from harness.errors import AuditError, DataError, UsageError
 from harness.identity import run_id, stat_batch
 from harness.norm.catalogue import NORMS
@@ -54,6 +55,10 @@ def impossible(spec: Spec) -> str | None:
             "frozen_bn only applies statistics that came with pretrained weights, and init=scratch "
             "has none: give init=FILE, or choose bn"
         )
+    try:
+        resolve_chunk(spec, info)
+    except UsageError as error:
+        return str(error)
     return info.refuse(spec)
 
 

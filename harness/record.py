@@ -61,6 +61,9 @@ class Record(_Data):
     metrics: tuple[MetricRow, ...]
     norm: NormCounts
     stat_batch: int | None
+    """Images that each batch statistic saw; None where there is none."""
+    chunk: int
+    """Images that one forward executed."""
     steps: int
     images_per_s: float
     wall_s: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from harness.norm.catalogue import NORMS, WS_VARIANTS, parse_norm
 
@@ -146,6 +146,9 @@ class ExecSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = all cores")
     workers: int = Field(0, ge=0, description="processes that load data; 0 = in the run's own")
+    chunk: Literal["auto", "micro"] | PositiveInt = Field(
+        "auto", description="images per forward where that changes no number; micro = batch.micro"
+    )
     log_s: float = Field(5.0, gt=0, description="seconds between progress lines")
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between checkpoints")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from harness.plan import PlannedRun, count_states
 from harness.progress import clock
-from harness.record import Record
+from harness.record import Record, State
 
 _COLOURS = {"done": "green", "running": "cyan", "resumable": "yellow", "failed": "red"}
 
@@ -24,13 +25,16 @@ def new_table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
 
 def plan_table(cells: Sequence[PlannedRun]) -> Table:
     """Return one row a planned run."""
-    counts = ", ".join(f"{n} {state}" for state, n in count_states(cells).items())
+    counts = ", ".join(f"{n} {_word(state)}" for state, n in count_states(cells).items())
     table = new_table(f"{len(cells)} run{'s' * (len(cells) != 1)}: {counts}", "run", "state", "why")
     for cell in cells:
         colour = _COLOURS.get(cell.state, "dim" if cell.state == "impossible" else "default")
-        state = "n/a" if cell.state == "impossible" else cell.state
-        table.add_row(cell.run.id, f"[{colour}]{state}[/]", cell.reason.replace("[", r"\["))
+        table.add_row(cell.run.id, f"[{colour}]{_word(cell.state)}[/]", escape(cell.reason))
     return table
+
+
+def _word(state: State) -> str:
+    return "n/a" if state == "impossible" else state
 
 
 def result_table(records: Sequence[Record]) -> Table:

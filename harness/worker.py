@@ -21,6 +21,7 @@ from filelock import Timeout
 from torch import nn
 
 from harness import checkpoint
+from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
 from harness.environment import environment
 from harness.errors import EnvironmentProblem, Interrupted, NormbenchError, UsageError
@@ -68,19 +69,21 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
     """
     device = choose_device(spec.exec.device, int(os.environ.get("LOCAL_RANK", "0")), spec.devices)
     ranks = Ranks(device)
+    info = task_info(spec.task)
     content, remarks = checkpoint.load(run.checkpoint, run.id)
     threads = content["progress"]["threads"] if content else spec.exec.threads
+    chunk = content["progress"]["chunk"] if content else resolve_chunk(spec, info)
     if threads:
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
-    task = task_class(task_info(spec.task))(spec, data_root)
+    task = task_class(info)(spec, data_root)
     model, audit = build_model(task, spec)
     model = _placed(model, spec, device)
     if content is None and spec.init.source not in (None, "scratch"):
         remarks.append(load_init(model, str(spec.init.source)))
-    trainer = Trainer(task, model, spec, ranks, device)
+    trainer = Trainer(task, model, spec, ranks, device, chunk=chunk)
     if content is not None:
         trainer.restore(content)
         remarks.append(f"resumed at step {trainer.progress.step} of {spec.steps}")
@@ -89,7 +92,11 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
         audit.to_csv(run.audit)
         write_atomic(run.environment, json.dumps(where, indent=1))
     with Journal(run.metrics, trainer.progress.step, ranks.is_main) as journal:
-        for remark in (*remarks, audit.summary()):
+        on = (
+            f"on {where['device']}, {where['threads']} threads, {ranks.world} device(s); "
+            f"{chunk} images a forward"
+        )
+        for remark in (*remarks, audit.summary(), on):
             print(remark)  # noqa: T201  # the worker's stdout is log.txt
             journal.remark(remark)
         train(trainer, run, stop, journal)
@@ -157,6 +164,7 @@ def _record(
         peak_mem_mib=max(progress.peak_mem_mib, peak_memory_mib(trainer.device)),
         data_wait_share=progress.wait_s / max(progress.train_s, 1e-9),
         num_resumed=progress.num_resumed,
+        chunk=progress.chunk,
         environment=where,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )

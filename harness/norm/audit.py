@@ -82,7 +82,7 @@ class NormAudit:
     def summary(self) -> str:
         """Describe the audit in one line."""
         norms = {
-            f"{row.norm_after}, {row.groups} groups" if row.groups else row.norm_after
+            f"{row.norm_after}, groups={row.groups}" if row.groups else row.norm_after
             for row in self.rows
             if row.role == "site"
         }

@@ -214,9 +214,9 @@ def check_groups(widths: Mapping[str, int], groups: int) -> None:
             shared = math.gcd(*widths.values())
             everywhere = max(c for c in range(1, groups + 1) if shared % c == 0)
             raise AuditError(
-                f"{path} has {width} channels, which {groups} groups do not divide: the nearest "
-                f"legal numbers there are {' and '.join(map(str, below + above))}; "
-                f"{everywhere} divides the channels of every site"
+                f"{path} has {width} channels, which {groups} groups do not divide; nearest "
+                f"legal numbers of groups there: {', '.join(map(str, below + above))}; dividing "
+                f"the channels of every site: {everywhere}"
             )
 
 

@@ -4,7 +4,8 @@ The rule is structural. A convolution or Linear feeds a batch norm if it owns it
 ``norm`` (detectron2's wrapper), or if it is registered in the same parent just before it, with as
 many output channels; a ``Sequential`` just before stands for its last module (deep stems). A batch
 norm without such a layer, as in pre-activation networks, is an orphan. The tests hold the result
-against a trace of tensors.
+against a trace of tensors. What no tree shows is arithmetic between modules: a batch norm of a sum
+is paired with the layer registered just before it.
 """
 
 from __future__ import annotations

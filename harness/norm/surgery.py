@@ -140,7 +140,9 @@ def _adopt(new: nn.Module, bn: _BatchNorm) -> nn.Module:
     for name in ("weight", "bias"):
         old: nn.Parameter | None = getattr(bn, name)
         value: Tensor | None = getattr(new, name, None)
-        if old is None or value is None:
+        if value is None:
+            continue
+        if old is None:
             setattr(new, name, None)  # torch's batch norm may have gamma without beta
             continue
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The one door to detectron2: imports 0.6 or later, compiled or not, quietly, and says when it cannot.
+"""The one door to detectron2: imports it whatever its age and build, or says why it cannot.
 
 detectron2 0.6 as packaged for PyPI is pure Python and older than the libraries around it: it names
 constants that Pillow and NumPy have since renamed, and imports the native extension ``_C`` on which
@@ -16,7 +16,6 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from harness.errors import EnvironmentProblem
@@ -44,10 +43,8 @@ def _restore_names() -> None:
     import numpy as np
     from PIL import Image
 
-    if not hasattr(Image, "LINEAR"):
-        Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
-    if not hasattr(np, "bool"):
-        np.bool = np.bool_
+    vars(Image).setdefault("LINEAR", Image.Resampling.BILINEAR)
+    vars(np).setdefault("bool", np.bool_)
 
 
 def import_detectron2() -> ModuleType:
@@ -84,31 +81,54 @@ def import_detectron2() -> ModuleType:
 
 import_detectron2()
 
-# Below this line detectron2 is importable; elsewhere `from tasks.detection.d2 import ...` is.
-from detectron2.data import detection_utils  # noqa: E402
-from detectron2.data import transforms  # noqa: E402
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json  # noqa: E402
-from detectron2.layers import Conv2d, ShapeSpec, batched_nms  # noqa: E402
-from detectron2.modeling import FPN, GeneralizedRCNN, ResNet, StandardROIHeads  # noqa: E402
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator  # noqa: E402
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool  # noqa: E402
-from detectron2.modeling.backbone.resnet import (  # noqa: E402
-    BasicBlock,
-    BasicStem,
-    BottleneckBlock,
-)
-from detectron2.modeling.box_regression import Box2BoxTransform  # noqa: E402
-from detectron2.modeling.matcher import Matcher  # noqa: E402
-from detectron2.modeling.poolers import ROIPooler  # noqa: E402
-from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead  # noqa: E402
-from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead  # noqa: E402
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers  # noqa: E402
-from detectron2.modeling.roi_heads.mask_head import (  # noqa: E402
-    MaskRCNNConvUpsampleHead,
-    mask_rcnn_loss,
-)
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
+# ruff: noqa: E402  # from here on detectron2 can be imported
+from detectron2.data import detection_utils, transforms
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import FPN, GeneralizedRCNN, ResNet, StandardROIHeads
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_loss
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.events import EventStorage
+
+__all__ = [
+    "FPN",
+    "RPN",
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "Box2BoxTransform",
+    "BoxMode",
+    "Conv2d",
+    "DefaultAnchorGenerator",
+    "EventStorage",
+    "FastRCNNConvFCHead",
+    "FastRCNNOutputLayers",
+    "GeneralizedRCNN",
+    "Instances",
+    "LastLevelMaxPool",
+    "MaskRCNNConvUpsampleHead",
+    "Matcher",
+    "ROIPooler",
+    "ResNet",
+    "ShapeSpec",
+    "StandardROIHeads",
+    "StandardRPNHead",
+    "WSDetectronConv2d",
+    "detection_utils",
+    "import_detectron2",
+    "instances_to_coco_json",
+    "mask_rcnn_loss",
+    "transforms",
+]
 
 
 class WSDetectronConv2d(Conv2d):  # type: ignore[misc]

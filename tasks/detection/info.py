@@ -147,7 +147,8 @@ class DetectionInfo:
                 "init=FILE, or train all of it with init=scratch model.freeze_at=0"
             )
         if model.rpn.iou[0] > model.rpn.iou[1]:
-            return f"model.rpn.iou={list(model.rpn.iou)} must not descend: give [background, object]"
+            given = list(model.rpn.iou)
+            return f"model.rpn.iou={given} must not descend: give [background, object]"
         return None
 
     def dataset(self, spec: Spec) -> str:

@@ -135,8 +135,10 @@ class KeyedROIHeads(StandardROIHeads):  # type: ignore[misc]
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Skip the head where no region is positive: batch norm cannot train on nothing."""
-        if self.training and not any(bool((i.gt_classes < self.num_classes).any()) for i in instances):
-            return {"loss_mask": features[self.mask_in_features[0]].sum() * 0.0}
+        if self.training:
+            classes = torch.cat([i.gt_classes for i in instances])
+            if not bool((classes < self.num_classes).any()):
+                return {"loss_mask": features[self.mask_in_features[0]].sum() * 0.0}
         return super()._forward_mask(features, instances)
 
 
@@ -186,8 +188,10 @@ class AnchorGenerator(DefaultAnchorGenerator):  # type: ignore[misc]
         anchors = []
         levels = zip(grid_sizes, self.strides, self.cell_anchors, strict=True)
         for (height, width), stride, cells in levels:
-            x = (torch.arange(width, dtype=cells.dtype, device=cells.device) + self.offset) * stride
-            y = (torch.arange(height, dtype=cells.dtype, device=cells.device) + self.offset) * stride
+            x, y = (
+                stride * (torch.arange(side, dtype=cells.dtype, device=cells.device) + self.offset)
+                for side in (width, height)
+            )
             centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (H, W, 2)
             corners = centres.repeat(1, 1, 2).view(-1, 1, 4) + cells
             anchors.append(corners.view(-1, 4))

@@ -1,4 +1,4 @@
-"""Mask R-CNN put together from detectron2's own parts, with batch norm wherever a recipe normalises.
+"""Mask R-CNN put together from detectron2's own parts, with batch norm at every norm site.
 
 The parts are constructed directly: no configuration tree, no registry. Batch norm follows every
 conv of the backbone (stem and shortcuts too), of the pyramid, and of the box and mask heads; the

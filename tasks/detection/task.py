@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class DetectionTask:
     """
 
     bare = BARE
-    ws_classes = {Conv2d: WSDetectronConv2d}
+    ws_classes: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {Conv2d: WSDetectronConv2d}
     backbone = BACKBONE
 
     def __init__(self, spec: Spec, root: Path) -> None:
@@ -95,9 +96,7 @@ class DetectionTask:
     def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
         """Measure box and mask AP on ``val2017``, images without objects included."""
         model.eval()
-        results = list(
-            evaluation.predict(model, self._val_images, self.category_ids, progress)
-        )
+        results = list(evaluation.predict(model, self._val_images, self.category_ids, progress))
         return evaluation.score(evaluation.ground_truth(self._val), results)
 
 

@@ -45,6 +45,7 @@ def record_of(number: int = 0, norm: str = "gn", values: tuple[float, ...] = (61
             num_norm_sites=2, num_standardised=0, num_bare=1, num_frozen=0, num_params=1000
         ),
         stat_batch=1 if norm == "bn" else None,
+        chunk=8,
         steps=6,
         images_per_s=10.5,
         wall_s=1.25,

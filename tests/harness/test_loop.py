@@ -8,8 +8,9 @@ import signal
 import pytest
 import torch
 
+from harness.chunk import resolve_chunk
 from harness.distributed import Ranks
-from harness.errors import Diverged, Interrupted
+from harness.errors import Diverged, Interrupted, UsageError
 from harness.feed import Steps
 from harness.loop import Trainer
 from harness.record import RunDir, read_record
@@ -38,8 +39,9 @@ def trainer_of(*words: str) -> tuple[Trainer, Steps]:
     model, _ = build_model(task, spec)
     model = model.double().train()
     device = torch.device("cpu")
-    trainer = Trainer(task, model, spec, Ranks(device), device)
-    return trainer, Steps(task, task.train_data(), spec, 0, 1)
+    chunk = resolve_chunk(spec, task_info("toy"))
+    trainer = Trainer(task, model, spec, Ranks(device), device, chunk=chunk)
+    return trainer, Steps(task, task.train_data(), spec, chunk=chunk, rank=0, world=1)
 
 
 def gradients(*words: str, step: int = 0) -> dict[str, torch.Tensor]:
@@ -61,6 +63,7 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     return max(float((a[name] - b[name]).abs().max()) for name in a) / top
 
 
+LITERAL = "exec.chunk=micro"
 SPLITS = ["batch.micro=1", "batch.micro=2", "batch.micro=4"]
 
 
@@ -71,14 +74,14 @@ def test_gradient_does_not_depend_on_the_split(toy, norm, split):
     seed = f"seed={os.getpid() % 1000}"  # fresh inputs at each run of the suite
     words = [f"norm={norm}", seed, f"data.{seed}"]
     whole = gradients(*words, "batch.micro=8")
-    assert relative_difference(whole, gradients(*words, split)) < 1e-12
+    assert relative_difference(whole, gradients(*words, split, LITERAL)) < 1e-12
 
 
 @pytest.mark.parametrize("norm", ["gn_ws"])
 def test_ragged_last_batch_does_not_depend_on_the_split(toy, norm):
     words = [f"norm={norm}", "steps=3"]
     whole = gradients(*words, "batch.micro=8", step=2)
-    assert relative_difference(whole, gradients(*words, "batch.micro=1", step=2)) < 1e-12
+    assert relative_difference(whole, gradients(*words, "batch.micro=1", LITERAL, step=2)) < 1e-12
 
 
 @pytest.mark.parametrize("norm", ["bn", "bn_ws"])
@@ -87,9 +90,40 @@ def test_bn_gradient_depends_on_the_split(toy, norm):
     assert relative_difference(whole, gradients(f"norm={norm}", "batch.micro=2")) > 1e-2
 
 
+@pytest.mark.parametrize("norm", ["bn", "bn_ws"])
+@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_chunk_of_micro_batches_equals_the_literal_loop(toy, norm, micro, step):
+    """Gradients and running averages in float64; step 2 has a ragged tail of 4 samples (of 8)."""
+    words = (f"norm={norm}", f"batch.micro={micro}", "data.num_train=21", "batch.size=8")
+    literal, steps = trainer_of(*words, LITERAL)
+    chunked, chunks = trainer_of(*words, "exec.chunk=8")
+    assert len(chunks[step]) == 1 < len(steps[step])
+    for trainer, window in ((literal, steps[step]), (chunked, chunks[step])):
+        trainer.optimizer.step = lambda: None
+        trainer.optimizer.zero_grad = lambda set_to_none: None
+        trainer.step(window, step)
+    a, b = literal.model.state_dict(), chunked.model.state_dict()
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-10, atol=1e-10, msg=name)
+    grads = [{n: p.grad for n, p in t.model.named_parameters()} for t in (literal, chunked)]
+    assert relative_difference(*grads) < 1e-10
+
+
+def test_chunks_are_refused_where_they_would_change_numbers(toy):
+    with pytest.raises(UsageError, match=r"must be a multiple of batch\.micro=4"):
+        trainer_of("norm=bn", "exec.chunk=6")
+
+
+def test_chunks_are_refused_where_images_influence_each_other():
+    with pytest.raises(UsageError, match="images of a detection batch influence each other"):
+        resolve_chunk(build("detection", [("exec.chunk", "8")]), task_info("detection"))
+
+
 def test_mean_of_micro_batch_means_would_be_wrong(toy):
     """The toy's ragged labels make the classic mistake visible, so the tests above can fail."""
-    trainer, steps = trainer_of("norm=gn", "batch.micro=1", "model.dropout=0")
+    trainer, steps = trainer_of("norm=gn", "batch.micro=1", LITERAL)
     window = steps[0]
     counts = [trainer.task.counts(micro.batch)["loss_ce"] for micro in window]
     assert max(counts) > 2 * min(counts)

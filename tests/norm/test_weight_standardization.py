@@ -123,7 +123,7 @@ def test_filters_without_deviation_give_zero_and_a_finite_gradient(value, dtype,
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradient_at_zero_is_the_limit_of_the_formula(variant: str):
     upstream = normal(3, 8)
-    ddof, eps, inside, scaled = DEFINITIONS[variant]
+    _, eps, inside, scaled = DEFINITIONS[variant]
     expected = (upstream - upstream.mean(1, keepdim=True)) / (eps**0.5 if inside else eps)
     if scaled:
         expected = expected / 8**0.5
@@ -187,7 +187,9 @@ def test_gradient_rows_sum_to_0_and_are_orthogonal_to_the_weights(weight, varian
     assert (found.sum(1).abs() <= 1e-9 * size).all()
     exact = gradient(weight, normal(*weight.shape, seed=5), EXACT["unbiased"])
     centred = weight - weight.mean(1, keepdim=True)
-    assert ((exact * centred).sum(1).abs() <= 1e-7 * (exact.abs() * centred.abs()).sum(1) + 1e-9).all()
+    assert (
+        (exact * centred).sum(1).abs() <= 1e-7 * (exact.abs() * centred.abs()).sum(1) + 1e-9
+    ).all()
 
 
 def test_memory_format_is_kept_forward_and_backward():
@@ -223,7 +225,7 @@ def test_any_axis_may_number_the_filters():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(UsageError, match="unknown weight standardisation 'author'.*'authors'"):
+    with pytest.raises(UsageError, match=r"unknown weight standardisation 'author'.*'authors'"):
         standardize_weight(torch.ones(2, 2), "author")
     with pytest.raises(UsageError, match="unknown weight standardisation"):
         WSLinear(2, 2, ws="x")
@@ -235,7 +237,12 @@ LAYERS = {
     "conv1d": (nn.Conv1d, (4, 6, 3), {"groups": 2, "stride": 2}, (2, 4, 9)),
     "conv2d": (nn.Conv2d, (4, 6, 3), {"padding": 1, "bias": False}, (2, 4, 6, 5)),
     "conv2d_same": (nn.Conv2d, (4, 4, 3), {"padding": "same", "groups": 4}, (2, 4, 6, 5)),
-    "conv2d_reflect": (nn.Conv2d, (4, 6, 3), {"padding": 1, "padding_mode": "reflect"}, (2, 4, 6, 5)),
+    "conv2d_reflect": (
+        nn.Conv2d,
+        (4, 6, 3),
+        {"padding": 1, "padding_mode": "reflect"},
+        (2, 4, 6, 5),
+    ),
     "conv3d": (nn.Conv3d, (2, 4, 2), {"dilation": 2}, (1, 2, 5, 5, 5)),
     "conv_transpose1d": (nn.ConvTranspose1d, (4, 6, 3), {"stride": 2, "groups": 2}, (2, 4, 5)),
     "conv_transpose2d": (
