@@ -17,7 +17,7 @@ from harness.record import RunDir
 from harness.registry import task_info, task_names
 from harness.schema import Spec
 from harness.spec import build, keys, parse_words, presets
-from harness.tables import new_table
+from harness.tables import audit_table, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,17 +39,17 @@ def audit(task: str, words: Sequence[str], csv: Path | None, console: Console) -
         UsageError: if the switch cannot be applied to this model.
     """
     spec = one_spec(task, words)
-    from harness.norm.audit import COLUMNS
     from harness.registry import task_class
     from harness.worker import build_model
 
     info = task_info(task)
-    root = info.data_root(spec)
-    _, found = build_model(task_class(info)(spec, root), spec)
-    table = new_table(f"{spec.model.name}, norm={spec.norm.name}", *COLUMNS)
-    for row in found.table_rows():
-        table.add_row(*row)
-    console.print(table)
+    try:
+        root = info.data_root(spec)
+    except DataError:
+        root = None
+    present = root if root and root.is_dir() else None
+    _, found = build_model(task_class(info)(spec, present), spec)
+    console.print(audit_table(f"{spec.model.name}, norm={spec.norm.name}", found))
     console.print(found.summary(), markup=False, highlight=False, soft_wrap=True)
     if reason := impossible(spec):
         console.print(f"cannot train: {reason}", markup=False, highlight=False, soft_wrap=True)

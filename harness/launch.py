@@ -99,12 +99,12 @@ def _outcome(run: RunDir, returncode: int, received: int | None) -> Outcome:
         return Outcome(0)
     if failure := run.read_failure():
         return Outcome(failure.exit_code, failure.message)
+    if returncode in (75, 130):  # the worker stopped by itself and said where
+        return Outcome(returncode, _last_line(run.log))
     kept = "its last checkpoint is kept" if run.checkpoint.is_file() else "nothing was saved yet"
     if received is not None:
         code = 130 if received == signal.SIGINT else 75
         return Outcome(code, f"stopped; {kept}: the same command resumes")
-    if returncode in (75, 130):
-        return Outcome(returncode, f"stopped from outside; {kept}: the same command resumes")
     if returncode < 0:
         name = signal.Signals(-returncode).name
         return Outcome(1, f"the worker was killed ({name}); {kept}: the same command resumes")

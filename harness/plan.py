@@ -38,9 +38,10 @@ def impossible(spec: Spec) -> str | None:
         odd = [width for width in facts.widths if width % spec.norm.groups]
         if odd:
             legal = [g for g in range(1, 65) if not any(width % g for width in facts.widths)]
+            near = sorted(sorted(legal, key=lambda g: abs(g - spec.norm.groups))[:3])
             return (
                 f"norm.groups={spec.norm.groups} does not divide the {odd[0]} channels of a norm "
-                f"site of {spec.model.name}: use norm.groups={' or '.join(map(str, legal[-3:]))}"
+                f"site of {spec.model.name}: use norm.groups={' or '.join(map(str, near))}"
             )
     seen = facts.min_values * (1 if norm.batch_independent else stat_batch(spec) or 1)
     if seen < norm.min_values:
@@ -69,7 +70,8 @@ def plan_one(spec: Spec, results: Path) -> PlannedRun:
         run = RunDir(results, run_id(spec))
     except DataError as error:
         run = RunDir(results, f"{spec.task}-{spec.norm.name}-mb{spec.batch.micro}-s{spec.seed}-?")
-        return PlannedRun(spec, run, "impossible", reason or str(error), 2 if reason else 3)
+        reasons = "\n".join(filter(None, (reason, str(error))))
+        return PlannedRun(spec, run, "impossible", reasons, 2 if reason else 3)
     state = run.state()
     if reason:
         return PlannedRun(spec, run, "impossible", reason)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 
 class Display(Protocol):
@@ -81,44 +83,43 @@ class Bar:
 
     def __init__(self, steps: int, console: Console) -> None:
         """Draw on ``console``."""
-        self.steps = steps
+        self.steps, self.console = steps, console
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=40),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[numbers]}"),
-            console=console,
+            TextColumn("{task.fields[eta]}"),
         )
-        self.task = self.progress.add_task("starting", total=steps, numbers="")
+        self.task = self.progress.add_task("starting", total=steps, eta="")
+        self.numbers = Text()
+        self.live = Live(Group(self.progress, self.numbers), console=console)
 
     def __enter__(self) -> Bar:
         """Start drawing."""
-        self.progress.start()
+        self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop drawing."""
-        self.progress.stop()
+        self.live.stop()
 
     def say(self, text: str) -> None:
         """Print ``text`` above the bar."""
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False)
 
     def row(self, row: dict[str, Any]) -> None:
         """Draw a row."""
         match row["event"]:
             case "train":
-                numbers = f"eta {clock(row['eta_s'])}  {describe(row)}"
-                self._draw("training", row["step"], self.steps, numbers)
+                self.numbers.plain = describe(row)
+                self._draw("training", row["step"], self.steps, f"eta {clock(row['eta_s'])}")
             case "stage":
                 self._draw(row["stage"], row["done"], row["total"], "")
             case "remark":
                 self.say(row["text"])
 
-    def _draw(self, what: str, done: int, total: int, numbers: str) -> None:
-        self.progress.update(
-            self.task, description=what, completed=done, total=total, numbers=numbers
-        )
+    def _draw(self, what: str, done: int, total: int, eta: str) -> None:
+        self.progress.update(self.task, description=what, completed=done, total=total, eta=eta)
 
 
 def display(steps: int, console: Console) -> Display:

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from harness.norm.audit import NormAudit
 from harness.plan import PlannedRun, count_states
 from harness.progress import clock
 from harness.record import Record, State
@@ -70,4 +71,21 @@ def _several_runs(records: Sequence[Record]) -> Table:
         values = {metric.name: f"{metric.value:.2f}" for metric in record.metrics}
         cells = [values.get(name, "-") for name in names]
         table.add_row(record.run_id, *cells, clock(record.wall_s))
+    return table
+
+
+def audit_table(title: str, audit: NormAudit) -> Table:
+    """Return one row a layer: what it was, what the switch made of it, and why."""
+    columns = ("layer", "kind", "fan-in", "params", "the switch", "why")
+    table = new_table(title, *columns, numbers=("fan-in", "params"))
+    table.columns[0].no_wrap = True
+    for row in audit:
+        if row.role == "site":
+            change = f"{row.norm_before} -> {row.norm_after}"
+            change += f", {row.groups} groups" if row.groups else ""
+        else:
+            change = f"standardised ({row.ws})" if row.standardised else "-"
+        why = "; ".join(word for word in (row.why, "" if row.trainable else "frozen") if word)
+        fan_in = "" if row.fan_in is None else str(row.fan_in)
+        table.add_row(row.path, row.kind, fan_in, f"{row.num_params:,}", change, escape(why))
     return table

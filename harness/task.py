@@ -130,8 +130,12 @@ class Task(Protocol):
     backbone: str
     """Path prefix of the backbone, for ``norm.scope=backbone``."""
 
-    def __init__(self, spec: Spec, root: Path) -> None:
-        """Remember the spec and where its data lie; nothing is read yet."""
+    def __init__(self, spec: Spec, root: Path | None) -> None:
+        """Read what the data say of themselves, such as their classes.
+
+        Without a ``root`` only the model can be built, for an audit before the data are there, with
+        the official number of classes.
+        """
         ...
 
     def build_model(self) -> nn.Module:

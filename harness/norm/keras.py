@@ -69,12 +69,12 @@ def standardize_kernel(
 def _sqrt(x: Any) -> Any:
     """Return the square root, with 0 as its derivative at 0."""
     positive = ops.greater(x, 0)
-    # Twice, because the backward pass multiplies what ``where`` drops: infinity * 0 is not a number.
+    # Twice: backwards, the root's infinite slope at 0 would meet the 0 of the branch not taken.
     root = ops.sqrt(ops.where(positive, x, ops.ones_like(x)))
     return ops.where(positive, root, ops.zeros_like(x))
 
 
-class _WeightStandardized(keras.layers.Layer):  # type: ignore[misc]
+class _WSLayer(keras.layers.Layer):  # type: ignore[misc]
     """What the layers below share: Keras's constructor plus ``ws``, and the standardised kernel.
 
     The raw kernel stays the variable, under Keras's name, so regularisers, constraints and files
@@ -105,8 +105,8 @@ class _WeightStandardized(keras.layers.Layer):  # type: ignore[misc]
 
     def _cannot_be_quantized(self) -> Exception:
         return NotImplementedError(
-            f"{self.name} ({type(self).__name__}) cannot be quantised: its kernel is standardised "
-            "in floating point; give a plain Keras layer its standardized_kernel() and quantise that"
+            f"{self.name} ({type(self).__name__}) standardises a kernel of floats and cannot be "
+            "quantised; give its standardized_kernel() to a plain Keras layer and quantise that one"
         )
 
     def standardized_kernel(self) -> Any:
@@ -130,7 +130,7 @@ class _WeightStandardized(keras.layers.Layer):  # type: ignore[misc]
         return {**super().get_config(), "ws": self.ws}
 
 
-class _WeightStandardizedConv(_WeightStandardized):
+class _WSConv(_WSLayer):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolve as Keras does, with the standardised ``kernel``."""
         kernel = standardize_kernel(kernel, self.ws, filter_axes=self._filter_axes)
@@ -138,7 +138,7 @@ class _WeightStandardizedConv(_WeightStandardized):
 
 
 @_serializable
-class WSConv1D(_WeightStandardizedConv, keras.layers.Conv1D):  # type: ignore[misc]
+class WSConv1D(_WSConv, keras.layers.Conv1D):  # type: ignore[misc]
     """``keras.layers.Conv1D`` with standardised kernels; ``ws`` names the variant."""
 
     def call(self, inputs: Any) -> Any:
@@ -162,17 +162,17 @@ class WSConv1D(_WeightStandardizedConv, keras.layers.Conv1D):  # type: ignore[mi
 
 
 @_serializable
-class WSConv2D(_WeightStandardizedConv, keras.layers.Conv2D):  # type: ignore[misc]
+class WSConv2D(_WSConv, keras.layers.Conv2D):  # type: ignore[misc]
     """``keras.layers.Conv2D`` with standardised kernels; ``ws`` names the variant."""
 
 
 @_serializable
-class WSConv3D(_WeightStandardizedConv, keras.layers.Conv3D):  # type: ignore[misc]
+class WSConv3D(_WSConv, keras.layers.Conv3D):  # type: ignore[misc]
     """``keras.layers.Conv3D`` with standardised kernels; ``ws`` names the variant."""
 
 
 @_serializable
-class WSDepthwiseConv2D(_WeightStandardized, keras.layers.DepthwiseConv2D):  # type: ignore[misc]
+class WSDepthwiseConv2D(_WSLayer, keras.layers.DepthwiseConv2D):  # type: ignore[misc]
     """``keras.layers.DepthwiseConv2D`` with standardised kernels; ``ws`` names the variant.
 
     The kernel is ``(H, W, C_in, multiplier)``: each pair of the last axes has a filter of its own.
@@ -193,7 +193,7 @@ class WSDepthwiseConv2D(_WeightStandardized, keras.layers.DepthwiseConv2D):  # t
         return self._add_bias_and_activate(outputs)
 
 
-class _WeightStandardizedConvTranspose(_WeightStandardized):
+class _WSConvTranspose(_WSLayer):
     """A transposed convolution's kernel is ``(*kernel_size, C_out, C_in)``."""
 
     _filter_axes = (-2,)
@@ -213,28 +213,22 @@ class _WeightStandardizedConvTranspose(_WeightStandardized):
 
 
 @_serializable
-class WSConv1DTranspose(  # type: ignore[misc]
-    _WeightStandardizedConvTranspose, keras.layers.Conv1DTranspose
-):
+class WSConv1DTranspose(_WSConvTranspose, keras.layers.Conv1DTranspose):  # type: ignore[misc]
     """``keras.layers.Conv1DTranspose`` with standardised kernels; ``ws`` names the variant."""
 
 
 @_serializable
-class WSConv2DTranspose(  # type: ignore[misc]
-    _WeightStandardizedConvTranspose, keras.layers.Conv2DTranspose
-):
+class WSConv2DTranspose(_WSConvTranspose, keras.layers.Conv2DTranspose):  # type: ignore[misc]
     """``keras.layers.Conv2DTranspose`` with standardised kernels; ``ws`` names the variant."""
 
 
 @_serializable
-class WSConv3DTranspose(  # type: ignore[misc]
-    _WeightStandardizedConvTranspose, keras.layers.Conv3DTranspose
-):
+class WSConv3DTranspose(_WSConvTranspose, keras.layers.Conv3DTranspose):  # type: ignore[misc]
     """``keras.layers.Conv3DTranspose`` with standardised kernels; ``ws`` names the variant."""
 
 
 @_serializable
-class WSDense(_WeightStandardized, keras.layers.Dense):  # type: ignore[misc]
+class WSDense(_WSLayer, keras.layers.Dense):  # type: ignore[misc]
     """``keras.layers.Dense`` with standardised kernels; ``ws`` names the variant."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

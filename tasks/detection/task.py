@@ -17,8 +17,11 @@ from tasks.detection.d2 import Conv2d, EventStorage, WSDetectronConv2d
 from tasks.detection.dataset import CocoImages, Sample
 from tasks.detection.info import DetectionData, DetectionLoss, DetectionModel
 from tasks.detection.model import BACKBONE, BARE, build_mask_rcnn
+from tasks.detection.scenes import CATEGORIES
 
 _LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask")
+
+_NUM_COCO_CLASSES = 80  # of instances_*2017.json
 
 Batch = list[Sample]
 
@@ -28,7 +31,7 @@ class DetectionTask:
 
     Args:
         spec: what to run; its sections are detection's.
-        root: COCO folder.
+        root: COCO folder; None only builds the model, with the official number of classes.
 
     Raises:
         DataError: if an annotation file is not COCO, or lists images that are absent.
@@ -38,24 +41,26 @@ class DetectionTask:
     ws_classes: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {Conv2d: WSDetectronConv2d}
     backbone = BACKBONE
 
-    def __init__(self, spec: Spec, root: Path) -> None:
+    def __init__(self, spec: Spec, root: Path | None) -> None:
         assert isinstance(spec.model, DetectionModel)
         assert isinstance(spec.data, DetectionData)
         assert isinstance(spec.loss, DetectionLoss)
         self.model, self.data, self.losses = spec.model, spec.data, spec.loss
+        if root is None:
+            self.num_classes = len(CATEGORIES) if self.data.embedded else _NUM_COCO_CLASSES
+            return
         # Both splits at once: what is wrong with the second should not show after days of training.
         train, self._val = (_read(root, split) for split in (coco.TRAIN, coco.VAL))
         self.category_ids = train.category_ids
         if self._val.category_ids != self.category_ids:
             raise DataError(f"{train.path} and {self._val.path} list different categories")
+        self.num_classes = len(self.category_ids)
         self._train_images = CocoImages(root, coco.TRAIN, train, self.data)
         self._val_images = CocoImages(root, coco.VAL, self._val, self.data)
 
     def build_model(self) -> nn.Module:
         """Build Mask R-CNN with batch norm at every site and one class per category."""
-        model: nn.Module = build_mask_rcnn(
-            self.model, len(self.category_ids), self.losses.normalizer
-        )
+        model: nn.Module = build_mask_rcnn(self.model, self.num_classes, self.losses.normalizer)
         return model
 
     def finish_model(self, model: nn.Module) -> None:

@@ -58,9 +58,7 @@ def test_ground_truth_of_real_data_scores_100(coco_samples: Path) -> None:
     assert_truth_is_perfect(read(coco_samples))
 
 
-def test_no_detection_at_all_scores_0(
-    smoke_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_detection_at_all_scores_0(smoke_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = scores(read(smoke_root), [])
     assert found["box_AP"] == found["mask_AP"] == 0.0
     assert capsys.readouterr().out == ""

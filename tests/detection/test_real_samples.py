@@ -48,8 +48,6 @@ def test_every_training_image_can_be_read(coco_samples: Path) -> None:
 
 
 def test_the_check_finds_the_samples_sound(coco_samples: Path) -> None:
-    report = task_info("detection").check(
-        detection_spec(f"data={coco_samples}"), lambda *_: None
-    )
+    report = task_info("detection").check(detection_spec(f"data={coco_samples}"), lambda *_: None)
     assert list(report.problems) == []
     assert report.facts["val2017 images"].startswith("40 ")

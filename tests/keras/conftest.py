@@ -1,0 +1,28 @@
+"""Chooses the backend before anything imports Keras: one process tests one backend."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BACKENDS = ("tensorflow", "jax", "torch")
+ROOT = Path(__file__).resolve().parents[2]
+
+if find_spec("keras") is not None:
+    os.environ.setdefault("KERAS_BACKEND", next(name for name in BACKENDS if find_spec(name)))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def torch_says(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Return what PyTorch computes for every case; see ``torch_reference``."""
+    path = tmp_path_factory.mktemp("torch") / "reference.npz"
+    # A process of its own: two frameworks in one may fight over threads and symbols.
+    command = [sys.executable, "-m", "tests.keras.torch_reference", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    with np.load(path) as archive:
+        return dict(archive)

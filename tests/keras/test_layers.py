@@ -1,0 +1,233 @@
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs Keras 3 (the extra `keras`)")
+
+from harness.errors import UsageError
+from harness.norm.catalogue import WS_VARIANTS, WSVariant
+from harness.norm.keras import _WSLayer, standardize_kernel
+from normbench import keras as public
+from tests.keras.cases import CASES, Case, inputs_of, kernel_of, normal, upstream_of
+from tests.keras.pullback import pullback, to_numpy
+from tests.norm.references import standardize
+
+pytestmark = pytest.mark.keras
+
+BACKEND = keras.backend.backend()
+LAYERS = [name for name in public.__all__ if name.startswith("WS")]
+DISTINCT = ["conv1d", "conv2d", "conv3d", "dense", "depthwise_multiplier", "transpose2d"]
+"""One case of each layout."""
+
+
+def built(case: Case, kernel: np.ndarray | None = None, **kwargs) -> keras.layers.Layer:
+    """Return the layer of ``case`` with its kernel in place."""
+    layer = getattr(public, case.layer)(*case.args, **{**case.kwargs, **kwargs})
+    layer.build(case.inputs)
+    layer.kernel.assign(kernel_of(case) if kernel is None else kernel)
+    return layer
+
+
+def plain_twin(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return Keras's own layer with the weights as they are."""
+    config = layer.get_config()
+    del config["ws"]
+    kind = getattr(keras.layers, type(layer).__name__.removeprefix("WS"))
+    plain = kind.from_config(config)
+    plain.build(layer.get_build_config()["input_shape"])
+    plain.set_weights(layer.get_weights())
+    return plain
+
+
+def close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
+    """Compare as vectors: float32 rounds sums of many, of which single elements may be near 0."""
+    assert found.shape == expected.shape
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    assert np.linalg.norm(found - expected) <= relative * np.linalg.norm(expected)
+
+
+def test_every_layer_has_a_case():
+    assert {case.layer for case in CASES.values()} == set(LAYERS)
+
+
+@pytest.mark.parametrize("variant", WS_VARIANTS)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_its_pytorch_namesake(name: str, variant: str, torch_says):
+    case = CASES[name]
+    kernel, gradient = pullback(
+        lambda k: standardize_kernel(k, variant, filter_axes=case.filter_axes),
+        kernel_of(case),
+        upstream_of(case),
+    )
+    close(kernel, torch_says[f"{name}/{variant}/kernel"], 5e-7)
+    # The gradient of a constant filter is upstream / eps, minus its mean: cancellation costs more.
+    close(gradient, torch_says[f"{name}/{variant}/gradient"], 2e-6)
+    layer = built(case, ws=variant, use_bias=False)
+    close(to_numpy(layer.standardized_kernel()), torch_says[f"{name}/{variant}/kernel"], 5e-7)
+    close(to_numpy(layer(inputs_of(case))), torch_says[f"{name}/{variant}/output"], 1e-6)
+
+
+@pytest.mark.parametrize("variant", WS_VARIANTS)
+def test_equals_the_definition_in_numpy(variant: str):
+    kernel = 0.05 * normal(0, (3, 3, 4, 5)) + 0.3
+    found = to_numpy(standardize_kernel(kernel, variant))
+    expected = standardize(kernel.astype(np.float64).transpose(3, 0, 1, 2), variant)
+    close(found, expected.transpose(1, 2, 3, 0), 5e-7)
+
+
+def test_the_default_is_the_authors_tensorflow_formula():
+    case = CASES["conv2d"]
+    kernel = kernel_of(case)
+    expected = (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
+    layer = built(case)
+    assert layer.ws == "tf"
+    close(to_numpy(layer.standardized_kernel()), expected, 1e-6)
+    close(to_numpy(standardize_kernel(kernel)), expected, 1e-6)
+
+
+def test_takes_a_definition_of_your_own():
+    own = WSVariant("own", unbiased=True, eps=1e-3, eps_inside_root=True, scaled=False, source="")
+    kernel = normal(0, (4, 3))
+    expected = (kernel - kernel.mean(0)) / np.sqrt(kernel.var(0, ddof=1) + 1e-3)
+    close(to_numpy(standardize_kernel(kernel, own)), expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layer_is_keras_own_on_the_standardised_kernel(name: str):
+    case = CASES[name]
+    layer = built(case, activation="tanh", bias_initializer="ones")
+    plain = plain_twin(layer)
+    plain.kernel.assign(layer.standardized_kernel())
+    x = inputs_of(case)
+    assert tuple(layer(x).shape) == tuple(layer.compute_output_shape(case.inputs))
+    np.testing.assert_array_equal(to_numpy(layer(x)), to_numpy(plain(x)))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_causal_convolutions_look_back_only(data_format: str):
+    last = data_format == "channels_last"
+    layer = public.WSConv1D(
+        4, 3, padding="causal", dilation_rate=2, data_format=data_format, bias_initializer="ones"
+    )
+    x = normal(0, (2, 9, 3) if last else (2, 3, 9))
+    try:
+        expected_shape = plain_twin_output(layer, x)
+    except Exception as error:
+        pytest.skip(f"{BACKEND} cannot run this layer of Keras's own here: {error}")
+    np.testing.assert_array_equal(to_numpy(layer(x)), expected_shape)
+    changed = x.copy()
+    changed[(slice(None), slice(5, None)) if last else (..., slice(5, None))] = 7
+    before = (slice(None), slice(0, 5)) if last else (..., slice(0, 5))
+    np.testing.assert_array_equal(to_numpy(layer(x))[before], to_numpy(layer(changed))[before])
+
+
+def plain_twin_output(layer: keras.layers.Layer, x: np.ndarray) -> np.ndarray:
+    layer.build(x.shape)
+    plain = plain_twin(layer)
+    plain.kernel.assign(layer.standardized_kernel())
+    return to_numpy(plain(x))
+
+
+@pytest.mark.parametrize("name", ["conv2d", "depthwise", "transpose2d"])
+def test_channels_first(name: str):
+    case = CASES[name]
+    layer = built(case, bias_initializer="ones")
+    first = getattr(public, case.layer).from_config(
+        {**layer.get_config(), "data_format": "channels_first"}
+    )
+    x = inputs_of(case)
+    images = np.moveaxis(x, -1, 1)
+    first.build(images.shape)
+    first.set_weights(layer.get_weights())
+    try:
+        plain_twin(first)(images)
+    except Exception as error:
+        pytest.skip(f"{BACKEND} cannot run this layer of Keras's own here: {error}")
+    close(np.moveaxis(to_numpy(first(images)), 1, -1), to_numpy(layer(x)), 1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", DISTINCT)
+def test_narrow_types_take_float32_statistics_and_round_once(name: str, policy: str):
+    case = CASES[name]
+    kernel = kernel_of(case) + np.float32(1)  # a mean that a narrow type would lose digits to
+    layer = built(case, kernel, dtype=policy, bias_initializer="ones")
+    wide = to_numpy(layer.kernel)  # float32, or already rounded where the variable is narrow
+    expected = standardize_kernel(wide, filter_axes=case.filter_axes)
+    plain = plain_twin(layer)
+    plain.kernel.assign(keras.ops.cast(expected, plain.variable_dtype))
+    x = inputs_of(case)
+    output = layer(x)
+    assert keras.backend.standardize_dtype(output.dtype) == layer.compute_dtype
+    assert layer.standardized_kernel().dtype == layer.kernel.dtype
+    np.testing.assert_array_equal(to_numpy(output), to_numpy(plain(x)))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("variant", ["tf", "authors", "bit"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.3])
+def test_filters_without_deviation_give_zero_and_a_finite_gradient(value, variant, policy):
+    cases = {"constant": CASES["conv2d"], "fan_in_1": CASES["fan_in_1"]}
+    for name, case in cases.items():
+        kernel = np.full(case.kernel, value, np.float32)
+        layer = built(case, kernel, ws=variant, dtype=policy, use_bias=False)
+        x = inputs_of(case)
+        shape = layer.compute_output_shape(case.inputs)
+        output, gradient = pullback(
+            lambda k, layer=layer, x=x: layer.stateless_call([k], [], x)[0],
+            kernel,
+            np.float32(1e-3) * normal(3, shape),
+            layer.variable_dtype,
+        )
+        assert (output == 0).all()
+        assert np.isfinite(gradient).all()
+        if name == "fan_in_1":
+            assert (gradient == 0).all()
+
+
+def test_float64_is_computed_in_float64():
+    if BACKEND == "jax":
+        pytest.skip("JAX computes in float32 unless JAX_ENABLE_X64 is set")
+    kernel = np.random.RandomState(0).randn(3, 3, 4, 5)
+    found = keras.ops.convert_to_numpy(standardize_kernel(kernel, "authors"))
+    assert found.dtype == np.float64
+    expected = standardize(kernel.transpose(3, 0, 1, 2), "authors").transpose(1, 2, 3, 0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(UsageError, match="unknown weight standardisation 'ft'.*'tf'"):
+        public.WSConv2D(4, 3, ws="ft")
+    with pytest.raises(UsageError, match="unknown weight standardisation"):
+        standardize_kernel(np.ones((2, 2), np.float32), "x")
+
+
+@pytest.mark.parametrize("name", ["dense", "conv2d", "conv1d"])
+def test_lora_adapts_the_raw_kernel(name: str):
+    case = CASES[name]
+    layer = built(case, ws="timm", use_bias=False)
+    x = inputs_of(case)
+    before = to_numpy(layer(x))
+    layer.enable_lora(2)
+    close(to_numpy(layer(x)), before, 1e-6)
+    assert [w.name for w in layer.trainable_weights] == ["lora_kernel_a", "lora_kernel_b"]
+    layer.lora_kernel_b.assign(normal(4, tuple(layer.lora_kernel_b.shape)))
+    merged = kernel_of(case) + to_numpy(layer.lora_kernel_a) @ to_numpy(layer.lora_kernel_b)
+    close(to_numpy(layer(x)), to_numpy(built(case, merged, ws="timm", use_bias=False)(x)), 1e-5)
+
+
+def test_quantisation_is_refused_in_one_line():
+    layer = built(CASES["dense"])
+    for options in ({}, {"type_check": False}):
+        with pytest.raises(NotImplementedError, match="WSDense.*cannot be quantised") as caught:
+            layer.quantize("int8", **options)
+        assert "\n" not in str(caught.value)
+    for kind, arguments in ((public.WSDense, (3,)), (public.WSConv2D, (3, 3))):
+        quantized = kind(*arguments, dtype="int8_from_float32")
+        with pytest.raises(NotImplementedError, match="cannot be quantised"):
+            quantized.build((1, 5, 5, 4))
+
+
+def test_the_kernel_alone_escapes_autocasting():
+    layer = built(CASES["conv2d"], dtype="mixed_bfloat16")
+    assert isinstance(layer, _WSLayer)
+    assert [v.name for v in layer.variables if not v.autocast] == ["kernel"]
