@@ -4,7 +4,7 @@
 #
 # A task's variables reach `normbench run` only when set; ARGS is shell text, quoted as such.
 
-TASKS := detection
+TASKS := detection segmentation classification
 
 NORM ?= gn_ws
 

@@ -32,7 +32,7 @@ def resolve_chunk(spec: Spec, info: TaskInfo) -> int:
     why = ""
     if not info.separable:
         why = f"the images of a {info.name} batch influence each other"
-    elif not independent and spec.norm.layer != "bn":
+    elif not independent and not NORMS[spec.norm.layer].uses_batch_norm:
         why = f"{spec.norm.layer} sees the whole forward"
     elif not independent and spec.batch.stat == "sync" and spec.devices > 1:
         why = "batch.stat=sync sees the forwards of all devices"

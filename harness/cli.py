@@ -25,7 +25,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Show, check or generate the data of a task.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="detection (see `ls tasks`)")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="detection, segmentation, ... (see `ls tasks`)")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="norm=gn_ws preset=mini seed=0..2 ..."),

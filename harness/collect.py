@@ -30,6 +30,7 @@ _RUN_TYPES: dict[str, str] = {
     "batch_size": "int64",
     "micro_batch": "int64",
     "stat_batch": "Int64",
+    "bn_eval": "string",
     "chunk": "int64",
     "world": "int64",
     "precision": "string",
@@ -97,6 +98,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         "batch_size": spec["batch"]["size"],
         "micro_batch": spec["batch"]["micro"],
         "stat_batch": record.stat_batch,
+        "bn_eval": spec.get("bn_eval", "running"),  # older records have none
         "chunk": record.chunk,
         "world": where["world"],
         "precision": spec["precision"],

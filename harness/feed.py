@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from harness.errors import UsageError
 from harness.rng import epoch_order, numpy_rng
 from harness.stop import ignore_signals
 
@@ -24,12 +25,30 @@ class Chunk:
     batch: Any
 
 
-def step_samples(num_samples: int, size: int, seed: int, step: int) -> tuple[int, list[int]]:
+def steps_per_epoch(num_samples: int, size: int, tail: str) -> int:
+    """Return how many optimiser steps an epoch has, with its incomplete last batch or without.
+
+    Raises:
+        UsageError: if ``tail="drop"`` leaves none.
+    """
+    if tail == "keep":
+        return -(-num_samples // size)
+    if num_samples < size:
+        raise UsageError(
+            f"batch.tail=drop leaves no step: the data have {num_samples} training samples, fewer "
+            f"than batch.size={size}; use batch.tail=keep or a smaller batch.size"
+        )
+    return num_samples // size
+
+
+def step_samples(
+    num_samples: int, size: int, seed: int, step: int, tail: str = "keep"
+) -> tuple[int, list[int]]:
     """Return the epoch of a step and its samples over all devices.
 
-    Every epoch is a fresh permutation; its last batch may be smaller (nothing is dropped).
+    Every epoch is a fresh permutation; its incomplete last batch is kept, or dropped (``tail``).
     """
-    epoch, position = divmod(step, -(-num_samples // size))
+    epoch, position = divmod(step, steps_per_epoch(num_samples, size, tail))
     order = epoch_order(seed, epoch, num_samples)
     return epoch, [int(i) for i in order[position * size : (position + 1) * size]]
 
@@ -54,7 +73,12 @@ class Steps(Dataset[list[Chunk]]):
     def __init__(
         self, task: Task, data: TrainData, spec: Spec, *, chunk: int, rank: int, world: int
     ) -> None:
-        """Keep what the arithmetic needs; nothing is read yet."""
+        """Keep what the arithmetic needs; nothing is read yet.
+
+        Raises:
+            UsageError: if the data have not a single step.
+        """
+        steps_per_epoch(len(data), spec.batch.size, spec.batch.tail)
         self.task, self.data, self.spec = task, data, spec
         self.chunk, self.rank, self.world = chunk, rank, world
 
@@ -65,7 +89,7 @@ class Steps(Dataset[list[Chunk]]):
     def __getitem__(self, step: int) -> list[Chunk]:
         """Read, augment and collate the forwards of ``step``."""
         seed, batch = self.spec.seed, self.spec.batch
-        epoch, samples = step_samples(len(self.data), batch.size, seed, step)
+        epoch, samples = step_samples(len(self.data), batch.size, seed, step, batch.tail)
         return [
             Chunk(
                 chunk,

@@ -10,14 +10,13 @@ from harness.norm.catalogue import NORMS, WS_VARIANTS
 from harness.registry import task_info
 from harness.schema import Spec
 
-_WHERE_NOT_WHAT = {"root", "seed"}
-"""Data keys that the fingerprint stands for."""
-
 
 def stat_batch(spec: Spec) -> int | None:
     """Return how many images each batch statistic sees; None where there is none."""
     if NORMS[spec.norm.layer].batch_independent:
         return None
+    if spec.batch.ghost:
+        return spec.batch.ghost
     return spec.batch.micro * (spec.devices if spec.batch.stat == "sync" else 1)
 
 
@@ -39,6 +38,8 @@ def science(spec: Spec) -> dict[str, Any]:
         norm["ws_numerics"] = WS_VARIANTS[spec.norm.ws].numerics
         norm["scope"] = spec.norm.scope
     batch: dict[str, Any] = {"size": spec.batch.size, "stat": stat_batch(spec)}
+    if spec.batch.tail != "keep":
+        batch["tail"] = spec.batch.tail
     if not info.separable:
         # Padding and per-forward loss averages tie the numbers to the micro-batch itself.
         batch["micro"] = spec.batch.micro
@@ -47,7 +48,7 @@ def science(spec: Spec) -> dict[str, Any]:
     schedule = spec.schedule.model_dump(mode="json")
     used = {"multistep": {"drops", "gamma"}, "poly": {"power"}}.get(spec.schedule.name, set())
     schedule = {k: v for k, v in schedule.items() if k not in {"drops", "gamma", "power"} - used}
-    return {
+    content: dict[str, Any] = {
         "task": spec.task,
         "numerics": info.numerics,
         "preset": spec.preset,
@@ -59,11 +60,14 @@ def science(spec: Spec) -> dict[str, Any]:
         "steps": spec.steps,
         "precision": spec.precision,
         "seed": spec.seed,
-        "data": spec.data.model_dump(mode="json", exclude=_WHERE_NOT_WHAT)
+        "data": spec.data.model_dump(mode="json", exclude=set(spec.data.not_science))
         | {"fingerprint": info.fingerprint(spec)},
         "loss": spec.loss.model_dump(mode="json"),
         "init": init_checksum(spec),
     }
+    if spec.bn_eval != "running":
+        content["bn_eval"] = spec.bn_eval
+    return content
 
 
 def init_checksum(spec: Spec) -> str:

@@ -18,6 +18,7 @@ from harness.errors import Diverged
 from harness.feed import Chunk, Steps, feed
 from harness.norm.catalogue import NORMS
 from harness.norm.virtual import virtualise
+from harness.norm.window import standardised_once
 from harness.optim import build_optimizer, set_lr, trainable
 from harness.rng import drawing
 from harness.schedule import lr_factor
@@ -49,8 +50,9 @@ class Trainer:
 
         ``chunk`` images are executed at once (``harness.chunk``).
         """
-        if chunk > spec.batch.micro and not NORMS[spec.norm.layer].batch_independent:
-            virtualise(model, spec.batch.micro)
+        seen = spec.batch.ghost or spec.batch.micro
+        if chunk > seen and NORMS[spec.norm.layer].uses_batch_norm:
+            virtualise(model, seen)
         self.task, self.model, self.spec = task, model, spec
         self.ranks, self.device = ranks, device
         self.optimizer = build_optimizer(model, spec.optim)
@@ -67,22 +69,29 @@ class Trainer:
             Diverged: if the gradient is not finite.
         """
         counts: dict[str, float] = {}
-        for micro in window:
-            _add(counts, self.task.counts(micro.batch))
+        for chunk in window:
+            _add(counts, self.task.counts(chunk.batch))
         counts = self.ranks.sum_floats(counts)
         parts: dict[str, float] = {}
-        for micro in window:
-            batch = self.task.to_device(micro.batch, self.device)
-            with drawing(self.spec.seed, step, micro.samples), self._autocast():
-                losses = self.task.loss(self.model, batch)
-                shares = {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
-                loss = torch.stack(list(shares.values())).sum()
-            self.scaler.scale(loss).backward()
-            _add(parts, {name: float(share.detach()) for name, share in shares.items()})
+        once = self.spec.exec.ws_once and len(window) > 1
+        with standardised_once(self.model, enabled=once):
+            for chunk in window:
+                _add(parts, self._forward_backward(chunk, step, counts))
         parts = self.ranks.sum_floats(parts)
         self.ranks.sum_gradients(p for _, p in trainable(self.model))
         self._update(step, parts)
         return parts
+
+    def _forward_backward(
+        self, chunk: Chunk, step: int, counts: dict[str, float]
+    ) -> dict[str, float]:
+        batch = self.task.to_device(chunk.batch, self.device)
+        with drawing(self.spec.seed, step, chunk.samples), self.autocast():
+            losses = self.task.loss(self.model, batch)
+            shares = {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
+            loss = torch.stack(list(shares.values())).sum()
+        self.scaler.scale(loss).backward()
+        return {name: float(share.detach()) for name, share in shares.items()}
 
     def _update(self, step: int, parts: dict[str, float]) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -105,7 +114,8 @@ class Trainer:
             f"lower optim.lr={self.spec.optim.lr:g}, or set optim.clip_norm"
         )
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forwards run, from `precision`."""
         dtype = _AUTOCAST.get(self.spec.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from harness.chunk import resolve_chunk
 from harness.errors import AuditError, DataError, UsageError
 from harness.identity import run_id, stat_batch
-from harness.norm.catalogue import NORMS
+from harness.norm.catalogue import NORMS, NormInfo
 from harness.record import RunDir, State
 from harness.registry import task_info
 from harness.schema import Spec
 from harness.spec import build, sweep
+from harness.task import NormFacts, TaskInfo
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,66 @@ def impossible(spec: Spec) -> str | None:
                 f"norm.groups={spec.norm.groups} does not divide the {odd[0]} channels of a norm "
                 f"site of {spec.model.name}: use norm.groups={' or '.join(map(str, near))}"
             )
-    seen = facts.min_values * (1 if norm.batch_independent else stat_batch(spec) or 1)
-    if seen < norm.min_values:
-        return (
-            f"{spec.norm.layer} sees {seen} value per channel at {facts.smallest_site} with "
-            f"batch.micro={spec.batch.micro} and cannot train there: use batch.micro="
-            f"{-(-norm.min_values // facts.min_values)} or more, or a norm that does not "
-            "normalise over the batch (gn, gn_ws)"
-        )
+    if reason := _too_few_values(spec, facts, info.num_train(spec)):
+        return reason
     if spec.norm.layer == "frozen_bn" and spec.init.source in (None, "scratch"):
         return (
             "frozen_bn only applies statistics that came with pretrained weights, and init=scratch "
             "has none: give init=FILE, or choose bn"
         )
+    if reason := _statistics_impossible(spec, norm, info):
+        return reason
     try:
         resolve_chunk(spec, info)
     except UsageError as error:
         return str(error)
     return info.refuse(spec)
+
+
+def _too_few_values(spec: Spec, facts: NormFacts, num_train: int | None) -> str | None:
+    """Return why a statistic would have too little to see, be it only at the end of an epoch."""
+    norm, batch = NORMS[spec.norm.layer], spec.batch
+    usual = stat_batch(spec) or 1
+    fewest, tail = usual, 0
+    if num_train and batch.tail == "keep" and spec.steps > num_train // batch.size:
+        tail = num_train % batch.size
+    if not norm.batch_independent and tail % usual:
+        fewest = tail % (batch.ghost or batch.micro) or batch.micro
+    if (seen := facts.min_values * fewest) >= norm.min_values:
+        return None
+    sees = f"{spec.norm.layer} sees {seen} value per channel at {facts.smallest_site}"
+    other = "or a norm that does not normalise over the batch (gn, gn_ws)"
+    if norm.batch_independent:
+        return f"{sees} and cannot train there: use another norm (gn, gn_ws)"
+    if fewest < usual:
+        return (
+            f"{sees} in an epoch's last micro-batch ({num_train} samples in batches of "
+            f"{batch.size} leave {tail}, and batch.micro={batch.micro} of those {fewest}) and "
+            f"cannot train there: use batch.tail=drop, another batch.micro, {other}"
+        )
+    return (
+        f"{sees} with batch.micro={batch.micro} and cannot train there: use batch.micro="
+        f"{-(-norm.min_values // facts.min_values)} or more, {other}"
+    )
+
+
+def _statistics_impossible(spec: Spec, norm: NormInfo, info: TaskInfo) -> str | None:
+    """Return why the norm cannot have the batch statistics that the spec asks for."""
+    if spec.bn_eval == "precise" and not norm.uses_batch_norm:
+        return (
+            f"bn_eval=precise re-estimates the running averages of batch norm, and {norm.name} "
+            "has none: use bn_eval=running"
+        )
+    if norm.batch_independent or stat_batch(spec) == spec.batch.micro:
+        return None
+    if not norm.uses_batch_norm:
+        return f"batch.stat={spec.batch.stat} is for bn, {norm.name} sees the whole forward"
+    if spec.batch.ghost and not info.separable:
+        return (
+            f"batch.stat={spec.batch.stat}: norms of {info.name} see regions and not only images, "
+            "so that no K images can be told apart; use batch.micro"
+        )
+    return None
 
 
 def plan_one(spec: Spec, results: Path) -> PlannedRun:

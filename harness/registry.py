@@ -11,6 +11,8 @@ from harness.task import Task, TaskInfo
 
 TASKS: dict[str, str] = {
     "detection": "tasks.detection.info:INFO",
+    "segmentation": "tasks.segmentation.info:INFO",
+    "classification": "tasks.classification.info:INFO",
 }
 
 

@@ -6,11 +6,14 @@ Task-independent: a task adds its own ``model``, ``data`` and ``loss`` sections 
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from harness.norm.catalogue import NORMS, WS_VARIANTS, parse_norm
+
+_GHOST = re.compile(r"ghost:([1-9]\d*)")
 
 
 class Section(BaseModel):
@@ -31,7 +34,7 @@ class NormSection(Section):
     """The switch. ``norm=gn_ws`` is sugar for ``norm.layer=gn norm.ws=authors``."""
 
     layer: str = Field("gn", description="normalisation of the activations (see `ls norms`)")
-    groups: int = Field(32, ge=1, description="channel groups of gn")
+    groups: int = Field(32, ge=1, description="channel groups, where a norm has them")
     ws: str | None = Field(None, description="variant of weight standardisation, or null")
     scope: Literal["followed_by_norm", "backbone"] = Field(
         "followed_by_norm", description="which of the layers followed by a norm are standardised"
@@ -69,14 +72,35 @@ class BatchSection(Section):
 
     size: int = Field(ge=1, description="images per optimiser step, over all devices")
     micro: int = Field(ge=1, description="images per forward pass on one device")
-    stat: str = Field("micro", description="images each batch statistic sees: micro or sync")
+    stat: str = Field(
+        "micro", description="images each batch statistic sees: micro, sync or ghost:K"
+    )
+    tail: Literal["keep", "drop"] = Field(
+        "keep", description="an epoch's incomplete last batch: keep it as a smaller one, or drop it"
+    )
 
     @field_validator("stat")
     @classmethod
     def _known_stat(cls, value: str) -> str:
-        if value not in ("micro", "sync"):
-            raise _unknown(value, ("micro", "sync"))
+        if value not in ("micro", "sync") and not _GHOST.fullmatch(value):
+            raise _unknown(value, ("micro", "sync", "ghost:K"))
         return value
+
+    @property
+    def ghost(self) -> int | None:
+        """Return the K of ``stat=ghost:K``, None for any other."""
+        found = _GHOST.fullmatch(self.stat)
+        return int(found[1]) if found else None
+
+    @model_validator(mode="after")
+    def _ghost_divides(self) -> BatchSection:
+        if self.ghost and self.micro % self.ghost:
+            legal = [str(k) for k in range(1, self.micro + 1) if self.micro % k == 0]
+            raise ValueError(
+                f"stat={self.stat} does not divide micro={self.micro}: use "
+                f"batch.stat=ghost:{' or ghost:'.join(legal)}"
+            )
+        return self
 
 
 class OptimSection(Section):
@@ -121,6 +145,8 @@ class DataSection(Section):
     """A task's data; each task adds its options."""
 
     shorthand = "root"
+    not_science: ClassVar[frozenset[str]] = frozenset({"root", "seed"})
+    """Keys that are no part of a run's identity: the fingerprint stands for these two."""
 
     root: str | None = Field(None, description="folder of the real data set; null = embedded")
     seed: int = Field(0, ge=0, description="seed of the embedded data")
@@ -149,6 +175,9 @@ class ExecSection(Section):
     chunk: Literal["auto", "micro"] | PositiveInt = Field(
         "auto", description="images per forward where that changes no number; micro = batch.micro"
     )
+    ws_once: bool = Field(
+        True, description="standardise weights once per step, not once per forward"
+    )
     log_s: float = Field(5.0, gt=0, description="seconds between progress lines")
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between checkpoints")
 
@@ -168,11 +197,35 @@ class Spec(Section):
         "fp32", description="autocast type of forward and backward; fp64 casts the whole model"
     )
     seed: int = Field(0, ge=0, description="of initial weights, data order and augmentation")
+    bn_eval: Literal["running", "precise"] = Field(
+        "running", description="averages that bn evaluates with: of training, or re-estimated"
+    )
     data: DataSection
     loss: LossSection = LossSection()
     init: InitSection = InitSection()
     devices: int = Field(1, ge=1, description="processes that share each step")
     exec: ExecSection = ExecSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, content: Any) -> Any:
+        """Replace a norm that is short for ``bn`` with a ``batch.stat`` by what it stands for."""
+        norm, batch = (dict(content.get(name) or {}) for name in ("norm", "batch"))
+        layer, stat = str(norm.get("layer")), batch.get("stat")
+        short_for = NORMS[layer].short_for if layer in NORMS else ""
+        if not short_for:
+            return content
+        if short_for == "ghost" and not _GHOST.fullmatch(stat or ""):
+            raise ValueError(
+                f"norm={layer} needs the images of a statistic: give batch.stat=ghost:K"
+            )
+        if short_for == "sync" and stat not in (None, "sync"):
+            raise ValueError(f"norm={layer} contradicts batch.stat={stat}: leave one of them out")
+        return {
+            **content,
+            "norm": norm | {"layer": "bn"},
+            "batch": batch | {"stat": stat or short_for},
+        }
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Spec:

@@ -75,6 +75,10 @@ class TaskInfo(Protocol):
         """Describe the norm sites of ``spec.model``."""
         ...
 
+    def num_train(self, spec: Spec) -> int | None:
+        """Return the number of training samples; None where planning cannot know it."""
+        ...
+
     def refuse(self, spec: Spec) -> str | None:
         """Return why this combination cannot run, or None."""
         ...
@@ -129,6 +133,8 @@ class Task(Protocol):
     """Weight-standardised twins of the library's own layer classes."""
     backbone: str
     """Path prefix of the backbone, for ``norm.scope=backbone``."""
+    out: Path | None
+    """The run's folder, set by the worker, for what a task keeps beside the numbers."""
 
     def __init__(self, spec: Spec, root: Path | None) -> None:
         """Read what the data say of themselves, such as their classes.

@@ -20,7 +20,7 @@ import torch
 from filelock import Timeout
 from torch import nn
 
-from harness import checkpoint
+from harness import checkpoint, precise_bn
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
 from harness.environment import environment
@@ -79,6 +79,7 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
         torch.cuda.set_device(device)
 
     task = task_class(info)(spec, data_root)
+    task.out = run.path
     model, audit = build_model(task, spec)
     model = _placed(model, spec, device)
     if content is None and spec.init.source not in (None, "scratch"):
@@ -100,6 +101,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
             print(remark)  # noqa: T201  # the worker's stdout is log.txt
             journal.remark(remark)
         train(trainer, run, stop, journal)
+        if spec.bn_eval == "precise":
+            journal.remark(_re_estimate(trainer, journal, stop))
         if ranks.is_main:
             rows = _evaluate(task, trainer, journal, stop)
             write_record(run, _record(spec, run, audit, rows, trainer, where))
@@ -114,6 +117,18 @@ def _placed(model: nn.Module, spec: Spec, device: torch.device) -> nn.Module:
             raise EnvironmentProblem("batch.stat=sync over several devices needs GPUs")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(device)
+
+
+def _re_estimate(trainer: Trainer, journal: Journal, stop: StopRequest) -> str:
+    def progress(stage: str, done: int, total: int) -> None:
+        journal.stage(stage, done, total)
+        if trainer.ranks.any(bool(stop)):
+            raise stop.error("the trained model is saved")
+
+    began = time.monotonic()
+    images = precise_bn.estimate(trainer, progress)
+    trainer.progress.eval_s += time.monotonic() - began
+    return f"batch norm's averages were estimated anew from {images} training images"
 
 
 def _evaluate(

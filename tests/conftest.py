@@ -39,14 +39,23 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "toy"
 
 
+def _samples(name: str) -> Path:
+    """Return a folder of real samples, or skip with the reason."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "samples"
+    folder = Path(os.environ.get("NORMBENCH_SAMPLES", beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f"no real samples at {folder} (set NORMBENCH_SAMPLES)")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def coco_samples() -> Path:
-    """Return the folder of real COCO samples, or skip with the reason."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "samples"
-    folder = Path(os.environ.get("NORMBENCH_SAMPLES", beside)) / "coco"
-    if not folder.is_dir():
-        pytest.skip(f"no real COCO samples at {folder} (set NORMBENCH_SAMPLES)")
-    return folder
+    return _samples("coco")
+
+
+@pytest.fixture(scope="session")
+def voc_samples() -> Path:
+    return _samples("voc")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

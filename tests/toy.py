@@ -41,6 +41,9 @@ class ToyInfo:
     def norm_facts(self, spec) -> NormFacts:
         return NormFacts((spec.model.width,), 36, "conv2")
 
+    def num_train(self, spec) -> int | None:
+        return spec.data.num_train
+
     def refuse(self, spec) -> str | None:
         return None
 
@@ -87,6 +90,7 @@ class Toy:
     bare = ("head",)
     ws_classes: ClassVar[dict[type, type]] = {}
     backbone = ""
+    out = None
 
     def __init__(self, spec, root: Path) -> None:
         self.spec = spec

@@ -10,52 +10,27 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypedDict
 
 from harness.errors import UsageError, did_you_mean
+from harness.norm.entries import OWN_NORMS, OWN_VARIANTS
+from harness.norm.info import NormInfo, WSVariant
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "NORMS",
+    "WS_VARIANTS",
+    "NormChoice",
+    "NormInfo",
+    "NormLike",
+    "ParsedNorm",
+    "WSVariant",
+    "legal_names",
+    "load_factory",
+    "norm_info",
+    "parse_norm",
+    "ws_variant",
+]
 
 ENTRY_POINT_GROUP = "normbench.norms"
 """Entry-point group in which another package names its ``NormInfo`` objects."""
-
-
-@dataclass(frozen=True, slots=True)
-class WSVariant:
-    """One published definition of weight standardisation.
-
-    Every variant subtracts the mean of an output filter and divides by its deviation; they differ
-    in the number the squares are divided by, and in the size and place of epsilon.
-    """
-
-    name: str
-    unbiased: bool
-    """Whether the variance divides by fan-in - 1 (True) or by fan-in (False)."""
-    eps: float
-    eps_inside_root: bool
-    """Whether the deviation is ``sqrt(var + eps)`` (True) or ``sqrt(var) + eps`` (False)."""
-    scaled: bool
-    """Whether the result is multiplied by ``1 / sqrt(fan-in)``."""
-    source: str
-    numerics: int = 1
-    """Raised whenever a change of code changes the numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class NormInfo:
-    """What the machine must know of a norm before it imports torch."""
-
-    name: str
-    title: str
-    paper: str
-    batch_independent: bool
-    """Whether a sample's output and gradient are the same whatever else is in the batch."""
-    statistics: str
-    """The axes that share a mean and variance, in words."""
-    factory: str
-    """``module:function`` that builds the norm; see ``harness.norm.layers`` for its contract."""
-    uses_groups: bool = False
-    min_values: int = 1
-    """The smallest number of values that one statistic must see in training."""
-    numerics: int = 1
-    """Raised whenever a change of code changes the numbers."""
-    default_ws: str = "authors"
-    """The variant that ``<name>_ws`` stands for."""
 
 
 class NormLike(Protocol):
@@ -90,6 +65,8 @@ class NormChoice:
     groups: int = 32
     ws: str | None = None
     scope: str = "followed_by_norm"
+    stat_batch: int | None = None
+    """Samples that each statistic of ``ghost_bn`` sees; in a spec it is ``batch.stat``."""
 
 
 class ParsedNorm(TypedDict):
@@ -99,114 +76,7 @@ class ParsedNorm(TypedDict):
     ws: str | None
 
 
-_WS_VARIANTS = (
-    WSVariant(
-        "authors",
-        unbiased=True,
-        eps=1e-5,
-        eps_inside_root=False,
-        scaled=False,
-        source="Qiao et al. 2019, arXiv 1903.10520; joe-siyuan-qiao/WeightStandardization",
-    ),
-    WSVariant(
-        "tf",
-        unbiased=False,
-        eps=1e-5,
-        eps_inside_root=False,
-        scaled=False,
-        source="the same authors' TensorFlow layer; csrhddlam/dgcnn",
-    ),
-    WSVariant(
-        "bcn",
-        unbiased=True,
-        eps=1e-5,
-        eps_inside_root=True,
-        scaled=False,
-        source="Qiao et al. 2019, arXiv 1911.09738; joe-siyuan-qiao/Batch-Channel-Normalization",
-    ),
-    WSVariant(
-        "timm",
-        unbiased=False,
-        eps=1e-6,
-        eps_inside_root=True,
-        scaled=False,
-        source="huggingface/pytorch-image-models, timm/layers/std_conv.py, StdConv2d",
-    ),
-    WSVariant(
-        "bit",
-        unbiased=False,
-        eps=1e-10,
-        eps_inside_root=True,
-        scaled=False,
-        source="Kolesnikov et al. 2020, arXiv 1912.11370; google-research/big_transfer (PyTorch)",
-    ),
-    # timm's layer also learns a gain per output channel, initially 1. Ours has none: surgery must
-    # not add parameters, or pretrained files would no longer load.
-    WSVariant(
-        "scaled",
-        unbiased=False,
-        eps=1e-6,
-        eps_inside_root=True,
-        scaled=True,
-        source="Brock et al. 2021, arXiv 2101.08692; timm ScaledStdConv2d with its gain fixed at 1",
-    ),
-)
-WS_VARIANTS: dict[str, WSVariant] = {variant.name: variant for variant in _WS_VARIANTS}
-
-_OWN_NORMS = (
-    NormInfo(
-        "bn",
-        title="batch normalisation",
-        paper="Ioffe and Szegedy 2015, arXiv 1502.03167",
-        batch_independent=False,
-        statistics="per channel, over batch and space; running averages in evaluation",
-        factory="harness.norm.layers:keep_bn",
-        min_values=2,
-    ),
-    NormInfo(
-        "gn",
-        title="group normalisation",
-        paper="Wu and He 2018, arXiv 1803.08494",
-        batch_independent=True,
-        statistics="per sample and group of channels, over the group's channels and space",
-        factory="harness.norm.layers:build_gn",
-        uses_groups=True,
-    ),
-    NormInfo(
-        "frozen_bn",
-        title="batch normalisation with fixed statistics and affine",
-        paper="He et al. 2015, arXiv 1512.03385, appendix A",
-        batch_independent=True,
-        statistics="none: the running averages of the model it was made from, as constants",
-        factory="harness.norm.layers:build_frozen_bn",
-    ),
-    NormInfo(
-        "ln",
-        title="layer normalisation: group normalisation with one group",
-        paper="Ba, Kiros and Hinton 2016, arXiv 1607.06450",
-        batch_independent=True,
-        statistics="per sample, over all channels and space",
-        factory="harness.norm.layers:build_ln",
-    ),
-    NormInfo(
-        "in",
-        title="instance normalisation, affine",
-        paper="Ulyanov, Vedaldi and Lempitsky 2016, arXiv 1607.08022",
-        batch_independent=True,
-        statistics="per sample and channel, over space",
-        factory="harness.norm.layers:build_in",
-        min_values=2,
-    ),
-    NormInfo(
-        "none",
-        title="no normalisation: the per-channel gain and shift alone",
-        paper="control; with scaled weight standardisation Brock et al. 2021, arXiv 2101.08692",
-        batch_independent=True,
-        statistics="none",
-        factory="harness.norm.layers:build_none",
-        default_ws="scaled",
-    ),
-)
+WS_VARIANTS: dict[str, WSVariant] = {variant.name: variant for variant in OWN_VARIANTS}
 
 
 @cache
@@ -244,8 +114,8 @@ class _Catalogue(Mapping[str, NormInfo]):
         return sum(1 for _ in self)
 
 
-NORMS: Mapping[str, NormInfo] = _Catalogue(_OWN_NORMS)
-"""Every registered norm by name. A new one is one entry above, or one entry point elsewhere."""
+NORMS: Mapping[str, NormInfo] = _Catalogue(OWN_NORMS)
+"""Every registered norm by name. A new one is one entry in ``entries``, or one entry point."""
 
 
 def legal_names() -> list[str]:

@@ -53,7 +53,8 @@ def standardize_kernel(
     # weights exactly 0, as in PyTorch's half.
     one = tuple(slice(0, 1) if axis in inner else slice(None) for axis in range(rank))
     centred = wide - ops.stop_gradient(wide[one])
-    centred = centred - ops.mean(centred, axis=inner, keepdims=True)
+    # Not ops.mean: on torch it takes float64 through float32.
+    centred = centred - ops.sum(centred, axis=inner, keepdims=True) / n
     squares = ops.sum(ops.square(centred), axis=inner, keepdims=True)
     # With n = 1 the squares are 0, and the unbiased variance's 0 / 0 counts as 0.
     variance = squares / max(n - definition.unbiased, 1)
@@ -113,9 +114,12 @@ class _WSLayer(keras.layers.Layer):  # type: ignore[misc]
         """Return the kernel that the forward pass uses, of the shape and type of ``kernel``."""
         return standardize_kernel(self.kernel, self.ws, filter_axes=self._filter_axes)
 
-    def _compute_kernel(self) -> Any:
-        """Return the standardised kernel, rounded once to the type of the computation."""
-        return ops.cast(self.standardized_kernel(), self.compute_dtype)
+    def _standardize_for(self, inputs: Any, kernel: Any) -> Any:
+        """Standardise ``kernel`` and round it once to the type in which it meets ``inputs``."""
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        # Keras has cast floating inputs to the layer's compute type, where it casts at all.
+        dtype = dtype if keras.backend.is_float_dtype(dtype) else self.compute_dtype
+        return ops.cast(standardize_kernel(kernel, self.ws, filter_axes=self._filter_axes), dtype)
 
     def _add_bias_and_activate(self, outputs: Any) -> Any:
         """Finish a convolution's ``outputs`` as Keras does."""
@@ -133,8 +137,7 @@ class _WSLayer(keras.layers.Layer):  # type: ignore[misc]
 class _WSConv(_WSLayer):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolve as Keras does, with the standardised ``kernel``."""
-        kernel = standardize_kernel(kernel, self.ws, filter_axes=self._filter_axes)
-        return super().convolution_op(inputs, ops.cast(kernel, self.compute_dtype))
+        return super().convolution_op(inputs, self._standardize_for(inputs, kernel))
 
 
 @_serializable
@@ -152,7 +155,7 @@ class WSConv1D(_WSConv, keras.layers.Conv1D):  # type: ignore[misc]
             padding = "valid"
         outputs = ops.conv(
             inputs,
-            self._compute_kernel(),
+            self._standardize_for(inputs, self.kernel),
             strides=self.strides,
             padding=padding,
             dilation_rate=self.dilation_rate,
@@ -184,7 +187,7 @@ class WSDepthwiseConv2D(_WSLayer, keras.layers.DepthwiseConv2D):  # type: ignore
         """Map ``(B, H, W, C_in)`` to ``(B, H', W', C_in * multiplier)``, or channels first."""
         outputs = ops.depthwise_conv(
             inputs,
-            self._compute_kernel(),
+            self._standardize_for(inputs, self.kernel),
             strides=self.strides,
             padding=self.padding,
             dilation_rate=self.dilation_rate,
@@ -202,7 +205,7 @@ class _WSConvTranspose(_WSLayer):
         """Map ``(B, *space, C_in)`` to ``(B, *space', C_out)``, or channels first."""
         outputs = ops.conv_transpose(
             inputs,
-            self._compute_kernel(),
+            self._standardize_for(inputs, self.kernel),
             strides=self.strides,
             padding=self.padding,
             output_padding=self.output_padding,
@@ -233,7 +236,7 @@ class WSDense(_WSLayer, keras.layers.Dense):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Map ``(..., C_in)`` to ``(..., C_out)``."""
-        outputs = ops.matmul(inputs, self._compute_kernel())
+        outputs = ops.matmul(inputs, self._standardize_for(inputs, self.kernel))
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         return outputs if self.activation is None else self.activation(outputs)

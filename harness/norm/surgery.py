@@ -9,14 +9,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.errors import AuditError
+from harness.errors import AuditError, UsageError
 from harness.norm.audit import AuditRow, NormAudit, Role, is_trainable
-from harness.norm.catalogue import NormChoice, NormLike, load_factory, norm_info, parse_norm
+from harness.norm.catalogue import (
+    NormChoice,
+    NormInfo,
+    NormLike,
+    load_factory,
+    norm_info,
+    parse_norm,
+)
 from harness.norm.decisions import Classes, LayerDecision, SurgeryPlan, plan_surgery, refuse
 from harness.norm.layers import NormFactory
 from harness.norm.pairing import Layer, Site, fan_in
@@ -66,12 +74,18 @@ def apply_norm(
             setattr(parent, name, new)
     _retype(plan)
     if strict:
-        _verify(model, names, set(norms.values()))
+        _verify(model, names, norm_info(norm.layer), set(norms.values()))
     return _audit(model, plan)
 
 
 def convert(
-    model: nn.Module, name: str, *, groups: int = 32, ws: str | None = None, strict: bool = False
+    model: nn.Module,
+    name: str,
+    *,
+    groups: int = 32,
+    ws: str | None = None,
+    stat_batch: int | None = None,
+    strict: bool = False,
 ) -> NormAudit:
     """Change the norms of any model in place, e.g. ``convert(resnet50(), "gn_ws")``.
 
@@ -80,17 +94,21 @@ def convert(
         name: ``<layer>[_ws]``; ``harness.norm.catalogue`` lists them.
         groups: channel groups, for the norms that use them.
         ws: variant of weight standardisation, instead of the one that ``_ws`` stands for.
+        stat_batch: for ``ghost_bn``, the samples that each batch statistic sees.
         strict: refuse what cannot be vouched for, instead of leaving it alone.
 
     Returns:
         What happened to each layer and why.
 
     Raises:
-        UsageError: if there is no such norm or variant.
+        UsageError: if there is no such norm or variant, or ``stat_batch`` is missing or of no use.
         AuditError: as ``apply_norm``.
     """
     parsed = parse_norm(name)
-    choice = NormChoice(parsed["layer"], groups=groups, ws=ws or parsed["ws"])
+    layer = parsed["layer"]
+    if stat_batch is not None and (norm_info(layer).short_for != "ghost" or stat_batch < 1):
+        raise UsageError(f"stat_batch={stat_batch}: needs ghost_bn and a number of samples")
+    choice = NormChoice(layer, groups=groups, ws=ws or parsed["ws"], stat_batch=stat_batch)
     audit = apply_norm(model, choice, strict=strict)
     if not audit.num_norm_sites:
         warnings.warn(f"{type(model).__name__} has no batch norm: left as it was", stacklevel=2)
@@ -122,7 +140,10 @@ def _refuse_wrapped(model: nn.Module) -> None:
 
 def _build(plan: SurgeryPlan) -> dict[str, nn.Module]:
     """Build what replaces each batch norm, by path, without touching the model."""
-    factory: NormFactory = load_factory(norm_info(plan.norm.layer))
+    info = norm_info(plan.norm.layer)
+    factory: NormFactory = load_factory(info)
+    if info.short_for == "ghost":
+        factory = partial(factory, stat_batch=getattr(plan.norm, "stat_batch", None))
     norms = {}
     for path, site in plan.targets.items():
         dims = plan.pairing.dims(site)
@@ -169,23 +190,35 @@ def _parameter_names(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
-def _verify(model: nn.Module, names: set[str], norms: set[nn.Module]) -> None:
+def _verify(model: nn.Module, names: set[str], info: NormInfo, new_norms: set[nn.Module]) -> None:
     """Check what surgery promises of its result.
 
     Raises:
         AuditError: for a batch norm left over, or a changed parameter name.
     """
+    allowed = new_norms
+    if info.uses_batch_norm:
+        allowed = {inner for norm in new_norms for inner in norm.modules()}
     problems = [
         f"{path} is a batch norm left over"
         for path, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module not in norms
+        if isinstance(module, _BatchNorm) and module not in allowed
     ]
     now = _parameter_names(model)
     # A parameter may have become a buffer of the same name (frozen_bn).
     gone = names - now - {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    fresh = {
+        name for name in now - names if not _declared(name, info.own_parameters, model, new_norms)
+    }
     problems += [f"the parameter {name} is gone" for name in sorted(gone)]
-    problems += [f"the parameter {name} is new" for name in sorted(now - names)]
+    problems += [f"the parameter {name} is new" for name in sorted(fresh)]
     refuse(problems)
+
+
+def _declared(name: str, own: Sequence[str], model: nn.Module, norms: set[nn.Module]) -> bool:
+    """Return whether the parameter ``name`` is one that a new norm declares to add."""
+    parents = (name.removesuffix(f".{one}") for one in own if name.endswith(f".{one}"))
+    return any(model.get_submodule(parent) in norms for parent in parents)
 
 
 def _audit(model: nn.Module, plan: SurgeryPlan) -> NormAudit:
@@ -204,8 +237,12 @@ def _audit(model: nn.Module, plan: SurgeryPlan) -> NormAudit:
 
 def _site_row(site: Site, module: nn.Module, plan: SurgeryPlan) -> AuditRow:
     kept = module is site.module
+    row = _row(site.path, site.kind, "site", module)
+    nested = {name for name in norm_info(plan.norm.layer).own_parameters if "." in name}
+    inner = [p for name, p in module.named_parameters() if name in nested]
     return replace(
-        _row(site.path, site.kind, "site", module),
+        row,
+        num_params=row.num_params + sum(parameter.numel() for parameter in inner),
         paired_with=" ".join(site.fed_by),
         norm_before="bn",
         norm_after="bn" if kept else plan.norm.layer,

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.errors import UsageError
+from harness.norm.layers import BatchNorm, copy_averages
+
 
 class _Virtual(nn.modules.batchnorm._BatchNorm):
     """Batch norm over consecutive micro-batches of ``micro`` samples of one larger forward."""
@@ -107,3 +110,29 @@ def virtualise(model: nn.Module, micro: int) -> None:
             raise TypeError(f"{path}: {type(module).__name__} cannot see micro-batches of a chunk")
         module.__class__ = _VIRTUAL[type(module)]
         module.__dict__["micro"] = micro
+
+
+def build_ghost_bn(
+    bn: BatchNorm, *, dims: int, groups: int, stat_batch: int | None = None
+) -> nn.Module:
+    """Build batch norm whose statistics see ``stat_batch`` samples, as ``bn`` otherwise.
+
+    Raises:
+        UsageError: if ``stat_batch`` is not given.
+    """
+    if stat_batch is None:
+        raise UsageError(
+            "ghost_bn does not say how many samples a statistic sees: give batch.stat=ghost:K, or "
+            'convert(model, "ghost_bn", stat_batch=K)'
+        )
+    kinds = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+    new = kinds[dims](
+        bn.num_features,
+        bn.eps,
+        bn.momentum,
+        affine=bn.weight is not None,
+        track_running_stats=bn.running_mean is not None,
+    )
+    copy_averages(bn, new)
+    virtualise(new, stat_batch)
+    return new

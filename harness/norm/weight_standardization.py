@@ -88,7 +88,7 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-class _WeightStandardized(nn.Module):
+class WeightStandardized(nn.Module):
     """What the layers below share: torch's constructor plus ``ws``, and the standardised weight.
 
     The raw weight stays the parameter, under torch's name. An instance of torch's own class may be
@@ -97,24 +97,30 @@ class _WeightStandardized(nn.Module):
 
     ws: str = "authors"
     weight: Tensor
+    shared: Tensor | None = None
+    """The standardised weight of a window of forwards (``harness.norm.window``)."""
 
     def __init__(self, *args: Any, ws: str = "authors", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ws = ws_variant(ws).name
 
     def standardized_weight(self) -> Tensor:
-        """Return the weight that the forward pass uses, of the shape of ``weight``."""
+        """Standardise ``weight``, keeping its shape."""
         return standardize_weight(self.weight, self.ws)
+
+    def forward_weight(self) -> Tensor:
+        """Return the weight that the forward pass uses, of the shape of ``weight``."""
+        return self.standardized_weight() if self.shared is None else self.shared
 
     def extra_repr(self) -> str:
         """Return torch's description of the layer and the variant."""
         return f"{super().extra_repr()}, ws={self.ws}"
 
 
-class _WeightStandardizedConv(_WeightStandardized, nn.modules.conv._ConvNd):
+class _WeightStandardizedConv(WeightStandardized, nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, C_in, *space)`` to ``(B, C_out, *space)``."""
-        return self._conv_forward(input, self.standardized_weight(), self.bias)
+        return self._conv_forward(input, self.forward_weight(), self.bias)
 
 
 class WSConv1d(_WeightStandardizedConv, nn.Conv1d):
@@ -129,13 +135,13 @@ class WSConv3d(_WeightStandardizedConv, nn.Conv3d):
     """``torch.nn.Conv3d`` with standardised weights; ``ws`` names the variant."""
 
 
-class _WeightStandardizedConvTranspose(_WeightStandardized, nn.modules.conv._ConvTransposeNd):
+class _WeightStandardizedConvTranspose(WeightStandardized, nn.modules.conv._ConvTransposeNd):
     """A transposed convolution's weight is ``(C_in, C_out / groups, *kernel)``."""
 
     _transposed_convolution: Callable[..., Tensor]
 
     def standardized_weight(self) -> Tensor:
-        """Return the weight that the forward pass uses, of the shape of ``weight``."""
+        """Standardise ``weight``, keeping its shape."""
         return standardize_weight(self.weight, self.ws, out_dim=1, groups=self.groups)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -152,7 +158,7 @@ class _WeightStandardizedConvTranspose(_WeightStandardized, nn.modules.conv._Con
         )
         return self._transposed_convolution(
             input,
-            self.standardized_weight(),
+            self.forward_weight(),
             self.bias,
             self.stride,
             padding,
@@ -180,12 +186,12 @@ class WSConvTranspose3d(_WeightStandardizedConvTranspose, nn.ConvTranspose3d):
     _transposed_convolution = staticmethod(nn.functional.conv_transpose3d)
 
 
-class WSLinear(_WeightStandardized, nn.Linear):
+class WSLinear(WeightStandardized, nn.Linear):
     """``torch.nn.Linear`` with standardised weights; ``ws`` names the variant."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., C_in)`` to ``(..., C_out)``."""
-        return nn.functional.linear(input, self.standardized_weight(), self.bias)
+        return nn.functional.linear(input, self.forward_weight(), self.bias)
 
 
 WS_CLASSES: dict[type[nn.Module], type[nn.Module]] = {

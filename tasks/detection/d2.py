@@ -13,13 +13,14 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import EnvironmentProblem
-from harness.norm.weight_standardization import standardize_weight
+from harness.norm.weight_standardization import WeightStandardized
 
 UPSTREAM = "git+https://github.com/facebookresearch/detectron2@02b5c4e2"
 """What users of pip install; the commit is the newest one that this was read against."""
@@ -131,13 +132,15 @@ __all__ = [
 ]
 
 
-class WSDetectronConv2d(Conv2d):  # type: ignore[misc]
+class WSDetectronConv2d(WeightStandardized, Conv2d):  # type: ignore[misc]
     """detectron2's conv (with its own ``norm`` and ``activation``) on a standardised weight.
 
     Surgery retypes instances of ``Conv2d`` in place, so parameter names do not change.
     """
 
-    ws: str = "authors"
+    norm: nn.Module | None
+    activation: Callable[[Tensor], Tensor] | None
+    _conv_forward: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise and activate.
@@ -148,14 +151,9 @@ class WSDetectronConv2d(Conv2d):  # type: ignore[misc]
         Returns:
             (N, C_out, H', W').
         """
-        weight = standardize_weight(self.weight, self.ws)
-        x = self._conv_forward(x, weight, self.bias)
+        x = self._conv_forward(x, self.forward_weight(), self.bias)
         if self.norm is not None:
             x = self.norm(x)
         if self.activation is not None:
             x = self.activation(x)
         return x
-
-    def extra_repr(self) -> str:
-        """Name the variant beside detectron2's own description."""
-        return f"{super().extra_repr()}, ws={self.ws}"

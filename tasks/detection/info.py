@@ -137,6 +137,10 @@ class DetectionInfo:
         smallest = min(sites, key=lambda name: sites[name])
         return NormFacts(tuple(sorted(widths)), sites[smallest], smallest)
 
+    def num_train(self, spec: Spec) -> int | None:
+        """Return None: which images have objects to train on shows only in the annotations."""
+        return None
+
     def refuse(self, spec: Spec) -> str | None:
         """Refuse to freeze stages that nobody has trained."""
         model, data = _sections(spec)

@@ -40,6 +40,7 @@ class DetectionTask:
     bare = BARE
     ws_classes: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {Conv2d: WSDetectronConv2d}
     backbone = BACKBONE
+    out: Path | None = None
 
     def __init__(self, spec: Spec, root: Path | None) -> None:
         assert isinstance(spec.model, DetectionModel)

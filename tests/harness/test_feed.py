@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.feed import split_step, step_samples
+from harness.errors import UsageError
+from harness.feed import split_step, step_samples, steps_per_epoch
 from harness.rng import derive, epoch_order, numpy_rng
 
 
@@ -14,6 +16,33 @@ def test_an_epoch_visits_every_sample_once_and_keeps_the_tail():
     assert [len(samples) for _, samples in steps] == [8, 8, 4]
     assert sorted(i for _, samples in steps for i in samples) == list(range(20))
     assert step_samples(20, 8, 0, 3)[0] == 1
+
+
+def test_a_dropped_tail_ends_the_epoch_early():
+    steps = [step_samples(20, 8, seed=0, step=s, tail="drop") for s in range(4)]
+    assert [epoch for epoch, _ in steps] == [0, 0, 1, 1]
+    assert [len(samples) for _, samples in steps] == [8, 8, 8, 8]
+    assert steps[0] == step_samples(20, 8, seed=0, step=0)  # the order is the same
+    assert len({i for _, samples in steps[:2] for i in samples}) == 16
+
+
+@pytest.mark.parametrize(
+    ("num", "size", "tail", "steps"),
+    [
+        (1_281_167, 256, "drop", 5_004),  # ImageNet, ResNet-50
+        (1_281_167, 128, "drop", 10_009),  # ImageNet, the deeper ones
+        (10_582, 16, "keep", 662),  # VOC train_aug
+        (16, 16, "drop", 1),
+        (15, 16, "keep", 1),
+    ],
+)
+def test_steps_per_epoch_of_the_recipes(num, size, tail, steps):
+    assert steps_per_epoch(num, size, tail) == steps
+
+
+def test_a_dropped_tail_that_is_all_there_is_is_refused():
+    with pytest.raises(UsageError, match=r"15 training samples, fewer than batch\.size=16"):
+        steps_per_epoch(15, 16, "drop")
 
 
 def test_epochs_and_seeds_differ():

@@ -111,6 +111,21 @@ def test_a_chunk_of_micro_batches_equals_the_literal_loop(toy, norm, micro, step
     assert relative_difference(*grads) < 1e-10
 
 
+@pytest.mark.parametrize("norm", ["gn_ws", "bn_ws", "none_ws"])
+def test_standardising_once_per_step_equals_once_per_forward(toy, norm):
+    words = (f"norm={norm}", "batch.micro=2", LITERAL)
+    each = gradients(*words, "exec.ws_once=false")
+    assert relative_difference(each, gradients(*words, "exec.ws_once=true")) < 1e-12
+
+
+def test_the_window_leaves_nothing_behind(toy):
+    trainer, steps = trainer_of("norm=gn_ws", "batch.micro=1", LITERAL)
+    before = trainer.model.state_dict().keys()
+    trainer.step(steps[0], 0)
+    assert trainer.model.state_dict().keys() == before
+    assert all("shared" not in vars(module) for module in trainer.model.modules())
+
+
 def test_chunks_are_refused_where_they_would_change_numbers(toy):
     with pytest.raises(UsageError, match=r"must be a multiple of batch\.micro=4"):
         trainer_of("norm=bn", "exec.chunk=6")

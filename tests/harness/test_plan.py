@@ -19,6 +19,8 @@ def test_identity_ignores_how_a_run_is_executed(toy):
     assert id_of() == id_of("exec.workers=2", "exec.threads=1", "exec.device=cpu", "exec.log_s=1")
     assert id_of("data.seed=1") != id_of()
     assert id_of("steps=7") != id_of()
+    assert id_of("batch.tail=drop") != id_of()
+    assert id_of("batch.tail=keep") == id_of()
 
 
 def test_identity_ignores_options_that_the_choice_does_not_read(toy):

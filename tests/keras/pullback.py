@@ -19,7 +19,8 @@ def pullback(
 
     def loss(x: Any) -> Any:
         y = function(x)
-        return keras.ops.sum(keras.ops.cast(y, "float32") * upstream), y
+        weighted = keras.ops.cast(y, "float32") * keras.ops.convert_to_tensor(upstream)
+        return keras.ops.sum(weighted), y
 
     x = keras.ops.convert_to_tensor(value, dtype)
     match keras.backend.backend():

@@ -1,5 +1,9 @@
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
+
+import pytest
 
 from tests.keras.conftest import ROOT
 
@@ -19,3 +23,14 @@ def test_the_facade_itself_imports_neither_keras_nor_torch():
     program = "import sys, normbench; print({'keras', 'torch'} & set(sys.modules))"
     found = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     assert found.strip() == "set()"
+
+
+@pytest.mark.keras
+@pytest.mark.skipif(
+    find_spec("keras") is None,
+    reason="the layers are tested where Keras 3 is (the extra `keras`); .ci/run does it",
+)
+def test_keras_runs_on_the_backend_under_test():
+    import keras
+
+    assert keras.backend.backend() == os.environ["KERAS_BACKEND"]

@@ -2,10 +2,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
-
-keras = pytest.importorskip("keras", reason="needs Keras 3 (the extra `keras`)")
 
 from normbench import keras as public
 from tests.keras.cases import CASES, inputs_of, normal
@@ -67,13 +66,14 @@ def test_trains_saves_and_loads(policy: str, tmp_path: Path):
     path = tmp_path / "model.keras"
     model.save(path)
     loaded = keras.models.load_model(path)
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(model(x)))
     for mine, theirs in zip(model.layers, loaded.layers, strict=True):
         assert type(mine) is type(theirs)
         assert getattr(mine, "ws", None) == getattr(theirs, "ws", None)
         for one, other in zip(mine.get_weights(), theirs.get_weights(), strict=True):
             np.testing.assert_array_equal(one, other)  # the raw kernels
-    loaded.fit(x, y, batch_size=8, epochs=1, verbose=0)
+    if policy == "float32":
+        loaded.fit(x, y, batch_size=8, epochs=1, verbose=0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -124,8 +124,8 @@ def test_the_documents_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_torch_is_imported():
-    if keras.backend.backend() == "torch":
-        pytest.skip("this backend is torch")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow's run shows it, in a process of its own")
     program = (
         "import sys; sys.modules['torch'] = None\n"  # importing it would now fail
         "from normbench.keras import WSConv2D\n"

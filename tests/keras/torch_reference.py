@@ -1,6 +1,6 @@
 """Writes what PyTorch's half computes for the Keras cases, in Keras's layouts, to an .npz file.
 
-    python -m tests.keras.torch_reference reference.npz
+python -m tests.keras.torch_reference reference.npz
 """
 
 import sys
