@@ -4,7 +4,7 @@
 #
 # A task's variables reach `normbench run` only when set; ARGS is shell text, quoted as such.
 
-TASKS := detection segmentation classification
+TASKS := detection segmentation classification pointcloud
 
 NORM ?= gn_ws
 

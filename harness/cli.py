@@ -25,7 +25,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Show, check or generate the data of a task.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="detection, segmentation, ... (see `ls tasks`)")]
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="detection, segmentation, ... (see `ls tasks`)")
+]
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="norm=gn_ws preset=mini seed=0..2 ..."),
@@ -73,12 +75,31 @@ def plan_command(task: TaskName, words: Words = None, results: Results = None) -
 def audit_command(
     task: TaskName,
     words: Words = None,
+    vs: Annotated[
+        list[str] | None,
+        typer.Option("--vs", metavar="KEY=VALUE", help="Prove what another run differs in."),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write all rows to a CSV file.")] = None,
 ) -> None:
-    """Show what the switch does to each layer, and why."""
+    """Show what the switch does to each layer, and why; exit 5 on a confound.
+
+    With --vs norm=bn: prove that the two runs differ in the normalisation alone.
+    """
     from harness.inspect import audit
 
-    audit(task, words or [], csv, _console())
+    audit(task, words or [], vs or [], csv, _console())
+
+
+@app.command("selftest")
+def selftest_command(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[norm=NAME]", help="default: every norm")
+    ] = None,
+) -> None:
+    """Prove what each norm declares of itself; exit 5 if not."""
+    from harness.selftest import parse_words, selftest
+
+    selftest(parse_words(words or []), _console())
 
 
 @app.command("status")

@@ -34,6 +34,8 @@ def science(spec: Spec) -> dict[str, Any]:
     norm["numerics"] = NORMS[spec.norm.layer].numerics
     if NORMS[spec.norm.layer].uses_groups:
         norm["groups"] = spec.norm.groups
+        if spec.norm.interleaved:
+            norm["interleaved"] = True
     if spec.norm.ws:
         norm["ws_numerics"] = WS_VARIANTS[spec.norm.ws].numerics
         norm["scope"] = spec.norm.scope

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from harness.errors import DataError, UsageError, did_you_mean
+from harness.errors import AuditError, DataError, UsageError, did_you_mean
 from harness.plan import impossible
 from harness.record import RunDir
 from harness.registry import task_info, task_names
@@ -21,6 +22,9 @@ from harness.tables import audit_table, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from harness.compare import Built
+    from harness.task import Task
 
 
 def one_spec(task: str, words: Sequence[str]) -> Spec:
@@ -32,29 +36,92 @@ def one_spec(task: str, words: Sequence[str]) -> Spec:
     return build(task, parse_words(words))
 
 
-def audit(task: str, words: Sequence[str], csv: Path | None, console: Console) -> None:
+def audit(
+    task: str, words: Sequence[str], vs: Sequence[str], csv: Path | None, console: Console
+) -> None:
     """Build a model with random weights, apply the switch and print every layer's row.
+
+    Args:
+        task: name of the task.
+        words: the run.
+        vs: words that turn it into another run, to prove what the two differ in; may be empty.
+        csv: file for the rows, if any.
+        console: where to print.
 
     Raises:
         UsageError: if the switch cannot be applied to this model.
+        AuditError: if the two runs differ in more than the norm.
     """
+    from harness.totals import parameter_counts
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     spec = one_spec(task, words)
+    built, present, working = _built(spec)
+    console.print(audit_table(f"{spec.model.name}, norm={spec.norm.name}", built.audit))
+    say(built.audit.summary())
+    every, trained = parameter_counts(built.model)
+    say(f"{every:,} parameters, {trained:,} of them trained")
+    reason = impossible(spec)
+    if reason:
+        say(f"cannot train: {reason}")
+    if csv:
+        built.audit.to_csv(csv)
+    if vs:
+        _prove(built, _built(one_spec(task, [*words, *vs]))[0], console)
+    if reason is None:
+        say(_flops(working, built, present))
+
+
+def _built(spec: Spec) -> tuple[Built, bool, Task]:
+    """Build a spec's model; tell whether its data are there, and give the task."""
+    from harness.compare import Built
     from harness.registry import task_class
     from harness.worker import build_model
 
-    info = task_info(task)
+    info = task_info(spec.task)
     try:
         root = info.data_root(spec)
     except DataError:
         root = None
     present = root if root and root.is_dir() else None
-    _, found = build_model(task_class(info)(spec, present), spec)
-    console.print(audit_table(f"{spec.model.name}, norm={spec.norm.name}", found))
-    console.print(found.summary(), markup=False, highlight=False, soft_wrap=True)
-    if reason := impossible(spec):
-        console.print(f"cannot train: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if csv:
-        found.to_csv(csv)
+    task = task_class(info)(spec, present)
+    model, found = build_model(task, spec)
+    return Built(spec, model, found), present is not None, task
+
+
+def _flops(task: Task, built: Built, has_data: bool) -> str:
+    from harness.totals import forward_flops
+
+    if not has_data:
+        return f"FLOPs: not counted without data (normbench data generate {built.spec.task})"
+    flops = forward_flops(task, built.model, built.spec)
+    return (
+        f"{flops / 1e9:.3g} GFLOPs per image in a training forward: convolutions and matrix "
+        "products, not the norms"
+    )
+
+
+def _prove(a: Built, b: Built, console: Console) -> None:
+    """Print what two runs share and differ in.
+
+    Raises:
+        AuditError: with one line a confound.
+    """
+    from harness.compare import compare
+
+    found = compare(a, b)
+    table = new_table(f"norm={a.spec.norm.name} against norm={b.spec.norm.name}", "", "what")
+    for kind, lines in (("norm", found.intended), ("equal", found.equal)):
+        for line in lines:
+            table.add_row(kind, escape(line))
+    for line in found.confounds:
+        table.add_row("[red]CONFOUND[/]", escape(line))
+    console.print(table)
+    if found.confounds:
+        raise AuditError("\n".join(f"confound: {line}" for line in found.confounds))
+    console.print("the two runs differ in the normalisation alone")
 
 
 def status_table(results: Path) -> Table:
@@ -100,11 +167,16 @@ def listing(what: str, task: str | None) -> Table:
     elif what == "norms":
         from harness.norm.catalogue import NORMS
 
-        table = new_table("", "norm", "what", "paper", "batch-independent", "statistics over")
+        table = new_table(
+            "", "norm", "what", "paper", "batch-independent", "train = eval", "statistics", "note"
+        )
         for name, norm in NORMS.items():
-            independent = "yes" if norm.batch_independent else "no"
-            table.add_row(name, norm.title, norm.paper, independent, norm.statistics)
-        table.caption = "each also as NAME_ws, with weight standardisation"
+            declared = (_word(norm.batch_independent), _word(norm.train_is_eval))
+            note = norm.constraints
+            table.add_row(name, norm.title, norm.paper, *declared, norm.statistics, note)
+        table.caption = (
+            "each also as NAME_ws, with weight standardisation; `normbench selftest` proves it"
+        )
     elif what == "ws":
         from harness.norm.catalogue import WS_VARIANTS
 
@@ -128,6 +200,10 @@ def listing(what: str, task: str | None) -> Table:
         near = did_you_mean(what, known)
         raise UsageError(f"ls {what!r} is not known.{near} Lists: {', '.join(known)}")
     return table
+
+
+def _word(claim: bool | None) -> str:
+    return "?" if claim is None else "yes" if claim else "no"
 
 
 def _mini(task: str, key: str) -> object:

@@ -13,6 +13,7 @@ TASKS: dict[str, str] = {
     "detection": "tasks.detection.info:INFO",
     "segmentation": "tasks.segmentation.info:INFO",
     "classification": "tasks.classification.info:INFO",
+    "pointcloud": "tasks.pointcloud.info:INFO",
 }
 
 

@@ -35,6 +35,9 @@ class NormSection(Section):
 
     layer: str = Field("gn", description="normalisation of the activations (see `ls norms`)")
     groups: int = Field(32, ge=1, description="channel groups, where a norm has them")
+    interleaved: bool = Field(
+        False, description="gn: channel c is in group c mod groups, not in runs of channels"
+    )
     ws: str | None = Field(None, description="variant of weight standardisation, or null")
     scope: Literal["followed_by_norm", "backbone"] = Field(
         "followed_by_norm", description="which of the layers followed by a norm are standardised"

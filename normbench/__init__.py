@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from harness.norm.catalogue import NormInfo
+    from harness.norm.fold import fold
     from harness.norm.surgery import convert
     from harness.norm.weight_standardization import (
         WSConv1d,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "NormInfo",
     "WSConv1d",
     "WSConv2d",
     "WSConv3d",
@@ -30,10 +33,15 @@ __all__ = [
     "WSConvTranspose3d",
     "WSLinear",
     "convert",
+    "fold",
     "standardize_weight",
 ]
 
-_ELSEWHERE = {"convert": "harness.norm.surgery"}
+_ELSEWHERE = {
+    "NormInfo": "harness.norm.catalogue",
+    "convert": "harness.norm.surgery",
+    "fold": "harness.norm.fold",
+}
 
 
 def __getattr__(name: str) -> object:

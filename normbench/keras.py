@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 if find_spec("keras") is None:
     raise ModuleNotFoundError(
-        "normbench.keras needs Keras 3, and TensorFlow, JAX or torch for it to run on: "
-        "pip install 'normbench[keras]' tensorflow",
+        "normbench.keras needs Keras 3 and a backend for it: "
+        "pip install 'keras>=3.8' tensorflow (or jax, or torch)",
         name="keras",
     )
 

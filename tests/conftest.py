@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Small tensors: a second thread gains nothing, and costs much where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TOY_RECIPE = """\
 norm: {layer: gn, groups: 4}
 batch: {size: 8, micro: 4}
@@ -56,6 +59,11 @@ def coco_samples() -> Path:
 @pytest.fixture(scope="session")
 def voc_samples() -> Path:
     return _samples("voc")
+
+
+@pytest.fixture(scope="session")
+def imagenet_samples() -> Path:
+    return _samples("imagenet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -44,6 +44,8 @@ class NormInfo:
     factory: str
     """``module:function`` that builds the norm; see ``harness.norm.layers`` for its contract."""
     uses_groups: bool = False
+    interleaves: bool = False
+    """Whether its groups may be interleaved (``norm.interleaved``)."""
     min_values: int = 1
     """The smallest number of values that one statistic must see in training."""
     numerics: int = 1

@@ -155,7 +155,7 @@ def copy_averages(bn: BatchNorm, new: nn.Module) -> None:
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         old: Tensor | None = getattr(bn, name)
         if old is not None and name in own:
-            own[name].copy_(old)
+            setattr(new, name, old.detach().clone())  # of its own type: float64 is not rounded
 
 
 def keep_bn(bn: nn.Module, *, dims: int, groups: int) -> nn.Module:
@@ -169,9 +169,37 @@ def build_sync_bn(bn: nn.Module, *, dims: int, groups: int) -> nn.Module:
     return synchronised
 
 
-def build_gn(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:
-    """Build ``torch.nn.GroupNorm``; ``groups`` must divide the channels."""
-    return nn.GroupNorm(groups, bn.num_features, eps=EPS, affine=bn.weight is not None)
+class InterleavedGroupNorm(nn.GroupNorm):
+    """Group norm whose channel c is in group ``c mod groups``, as in csrhddlam/dgcnn.
+
+    Over freshly drawn weights it is group norm with the channels in another order.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(B, C, *space)`` to the same shape."""
+        runs = input.unflatten(1, (-1, self.num_groups)).transpose(1, 2).flatten(1, 2)
+        y = nn.functional.group_norm(runs, self.num_groups, eps=self.eps)
+        y = y.unflatten(1, (self.num_groups, -1)).transpose(1, 2).flatten(1, 2)
+        if self.affine:
+            y = y * per_channel(self.weight, y) + per_channel(self.bias, y)
+        return y
+
+    def extra_repr(self) -> str:
+        """Return torch's description and the order of the groups."""
+        return f"{super().extra_repr()}, interleaved"
+
+
+def build_gn(bn: BatchNorm, *, dims: int, groups: int, interleaved: bool = False) -> nn.Module:
+    """Build ``torch.nn.GroupNorm``, or its interleaved twin.
+
+    Args:
+        bn: what it replaces.
+        dims: number of spatial axes there; any will do.
+        groups: channel groups, which must divide the channels.
+        interleaved: whether channel c is in group ``c mod groups`` instead of ``c // (C / groups)``.
+    """
+    cls = InterleavedGroupNorm if interleaved else nn.GroupNorm
+    return cls(groups, bn.num_features, eps=EPS, affine=bn.weight is not None)
 
 
 def build_ln(bn: BatchNorm, *, dims: int, groups: int) -> nn.Module:

@@ -144,6 +144,10 @@ def _build(plan: SurgeryPlan) -> dict[str, nn.Module]:
     factory: NormFactory = load_factory(info)
     if info.short_for == "ghost":
         factory = partial(factory, stat_batch=getattr(plan.norm, "stat_batch", None))
+    if info.uses_groups and getattr(plan.norm, "interleaved", False):
+        if not info.interleaves:
+            raise UsageError(f"norm.interleaved=true is for gn, {info.name} has runs of channels")
+        factory = partial(factory, interleaved=True)
     norms = {}
     for path, site in plan.targets.items():
         dims = plan.pairing.dims(site)

@@ -44,8 +44,8 @@ class _Virtual(nn.modules.batchnorm._BatchNorm):
             folded,
             means,
             variances,
-            self.weight.repeat(num) if self.affine else None,
-            self.bias.repeat(num) if self.affine else None,
+            None if self.weight is None else self.weight.repeat(num),
+            None if self.bias is None else self.bias.repeat(num),
             training=True,
             momentum=1.0,  # `means` and `variances` become those of the micro-batches
             eps=self.eps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -110,17 +111,17 @@ def _library_model(name: str, num_classes: int) -> nn.Module:
     known = models.list_models(module=models)
     if name in known:
         return _made(models.get_model(name, weights=None, num_classes=num_classes))
-    near = did_you_mean(name, [*RESNETS, *known])
+    known = [*RESNETS, *known]
     if find_spec("timm") is None:
         wanted = (
-            f"model.name={name!r} is no classifier of torchvision.{near} If it is one of timm, "
-            "install the package timm (uv pip install timm)"
+            f"model.name={name!r} is no classifier of torchvision.{did_you_mean(name, known)} "
+            "If it is one of timm, install the package timm (uv pip install timm)"
         )
-        # A near name is a slip of the pen; without one, timm is what is missing.
-        raise UsageError(wanted) if near else EnvironmentProblem(wanted)
+        slip = get_close_matches(name, known, cutoff=0.85)
+        raise UsageError(wanted) if slip else EnvironmentProblem(wanted)
     timm = import_module("timm")
     if not timm.is_model(name):
-        near = did_you_mean(name, [*RESNETS, *known, *timm.list_models()])
+        near = did_you_mean(name, [*known, *timm.list_models()])
         raise UsageError(f"model.name={name!r} is no classifier of torchvision or timm.{near}")
     return _made(timm.create_model(name, pretrained=False, num_classes=num_classes))
 

@@ -26,7 +26,7 @@ class Texture(NamedTuple):
 TEXTURES = (
     Texture("stripes", 0.0, 0.16),
     Texture("bars", 0.5 * math.pi, 0.24),
-    Texture("checks", 0.25 * math.pi, 0.30),
+    Texture("checks", 0.0, 0.34),
     Texture("dots", 0.0, 0.22),
 )
 OUTLINES = ("disc", "star", "ring")

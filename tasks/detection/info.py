@@ -158,7 +158,7 @@ class DetectionInfo:
     def dataset(self, spec: Spec) -> str:
         """Return the name of the data set, as reports print it."""
         _, data = _sections(spec)
-        return "COCO shapes" if _given_root(data) is None else "COCO 2017"
+        return "COCO shapes" if _given_root(data) is None else "COCO"
 
     def data_root(self, spec: Spec) -> Path:
         """Return the folder given, ``coco/`` within it, or where the embedded data are kept."""

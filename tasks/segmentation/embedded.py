@@ -29,7 +29,7 @@ from pathlib import Path
 
 from harness.errors import DataError, UsageError
 
-VERSION = 1
+VERSION = 2
 """Of the generator: raised whenever the same arguments give other pixels or labels."""
 
 MIN_SIZE = 32
@@ -55,7 +55,9 @@ def fingerprint(seed: int, size: int, num_train: int, num_val: int) -> str:
     if not 0 <= seed < 2**32:
         raise UsageError(f"data.seed={seed} must lie between 0 and 2**32 - 1")
     if size < MIN_SIZE:
-        raise UsageError(f"data.size={size}: embedded segmentation pictures need {MIN_SIZE} or more")
+        raise UsageError(
+            f"data.size={size}: embedded segmentation pictures need {MIN_SIZE} or more"
+        )
     if not (0 < num_train <= _LARGEST and 0 < num_val <= _LARGEST):
         raise UsageError(
             f"embedded segmentation data need 1 to {_LARGEST} training and validation pictures, "
@@ -109,7 +111,9 @@ def generate(
             if not _holds(root, version):  # else another process was faster: its files equal ours
                 raise
     except OSError as error:
-        raise DataError(f"cannot write the embedded segmentation data to {root}: {error}") from error
+        raise DataError(
+            f"cannot write the embedded segmentation data to {root}: {error}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root

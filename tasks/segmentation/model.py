@@ -3,7 +3,7 @@
 Chen et al. 2017, "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587.
 ``head=published`` is the network of the weight-standardisation authors (chenxi116/
 DeepLabv3.pytorch, ``deeplab.py``), which differs from torchvision's: its ASPP is followed by the
-1x1 conv at once, without a 3x3 conv and a dropout, and logits are interpolated with aligned corners.
+1x1 conv at once, without a 3x3 conv and a dropout, and logits are upsampled with aligned corners.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def _resnet101() -> nn.Module:
     draws its convs from normal(0, sqrt(2 / (k^2 C_out))), as the authors do.
     """
     resnet = resnet101(weights=None, replace_stride_with_dilation=[False, False, True])
-    return IntermediateLayerGetter(resnet, {"layer4": "out"})
+    backbone: nn.Module = IntermediateLayerGetter(resnet, {"layer4": "out"})
+    return backbone
 
 
 def _narrow_resnet(width: int) -> nn.Module:
@@ -98,7 +99,8 @@ def _narrow_resnet(width: int) -> nn.Module:
     )
     resnet = nn.Sequential(layers)
     _init_convs(resnet)
-    return IntermediateLayerGetter(resnet, {"layer3": "out"})
+    backbone: nn.Module = IntermediateLayerGetter(resnet, {"layer3": "out"})
+    return backbone
 
 
 def _basic_block(channels: int, out: int, *, stride: int = 1, dilation: int = 1) -> BasicBlock:

@@ -18,6 +18,9 @@ Bytes = NDArray[np.uint8]
 HUE_STRENGTH = 0.3
 """Share of the class's own hue in a fill's colour; the rest is random."""
 
+FAINTEST = 0.1
+"""Contrast of the haziest pictures."""
+
 
 class Fill(NamedTuple):
     """A class: its texture, and the hue (0-1, as in HSV) its colours lean to."""
@@ -121,9 +124,7 @@ def _surface(rng: RandomState, fill: Fill, x: Floats, y: Floats) -> Floats:
 def _texture(name: str, p: Floats, q: Floats) -> Floats:
     """Return a texture, (size, size) between 0 and 1, of period 1 along ``p``."""
     if name == "checks":
-        return np.asarray(
-            0.5 + np.clip(3.0 * np.sin(math.pi * p) * np.sin(math.pi * q), -0.5, 0.5)
-        )
+        return np.asarray(0.5 + np.clip(3.0 * np.sin(math.pi * p) * np.sin(math.pi * q), -0.5, 0.5))
     if name == "dots":
         return np.clip((0.34 - np.hypot(p % 1.0 - 0.5, q % 1.0 - 0.5)) * 7.0 + 0.5, 0.0, 1.0)
     if name == "waves":
@@ -143,10 +144,10 @@ def _borders(owner: Bytes) -> NDArray[np.bool_]:
 
 
 def _expose(rng: RandomState, canvas: Floats) -> Bytes:
-    """Turn a canvas (0-1) into bytes, with a contrast, cast, brightness and noise of its own."""
-    contrast = 0.3 ** rng.rand()  # log-uniform between 0.3 and 1
+    """Turn a canvas (0-1) into bytes, with a cast, brightness, noise and haze of its own."""
     cast = np.exp(rng.normal(0.0, 0.06, 3))
     offset = rng.uniform(-0.1, 0.1)
     noise = rng.normal(0.0, rng.uniform(0.005, 0.03), canvas.shape)
-    exposed = (0.5 + contrast * (canvas - 0.5)) * cast + offset + noise
-    return np.asarray(np.rint(np.clip(exposed, 0.0, 1.0) * 255.0), dtype=np.uint8)
+    contrast = FAINTEST ** rng.rand()  # log-uniform between FAINTEST and 1
+    exposed = 0.5 + contrast * (np.clip(canvas * cast + offset + noise, 0.0, 1.0) - 0.5)
+    return np.asarray(np.rint(exposed * 255.0), dtype=np.uint8)

@@ -77,7 +77,7 @@ def _tile(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
 def _legend(names: tuple[str, ...], seen: set[int]) -> list[tuple[str, tuple[int, int, int]]]:
     entries = [(f"{name} ({k})", _colour(k)) for k, name in enumerate(names) if k in seen and k]
     entries.insert(0, (f"{names[0]} (0)", _GREY))
-    return entries + [(f"ignored ({voc.IGNORE})", _colour(voc.IGNORE))]
+    return [*entries, (f"ignored ({voc.IGNORE})", _colour(voc.IGNORE))]
 
 
 def _sheet(

@@ -90,9 +90,7 @@ def lacking(root: Path, train_set: str) -> list[str]:
     """Return what the layout of ``train_set`` lacks in ``root``, each with where to get it."""
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
-        return [
-            f"data folder {root} {problem}: give the VOCdevkit, or VOC2012 within it ({_TAR})"
-        ]
+        return [f"data folder {root} {problem}: give the VOCdevkit, or VOC2012 within it ({_TAR})"]
     official = train_set != AUGMENTED
     sources = {
         "JPEGImages": _TAR,
@@ -101,16 +99,11 @@ def lacking(root: Path, train_set: str) -> list[str]:
     found = [
         f"{root / folder} {'is empty' if (root / folder).is_dir() else 'is missing'}: get {source}"
         for folder, source in sources.items()
-        if not (root / folder).is_dir() or not _holds_something(root / folder)
+        if not (root / folder).is_dir() or not any(_names(root / folder))
     ]
     source = _TAR if official else f"list.zip {_AUG}"
     files = list_files(root, train_set).values()
     return found + [f"{path} is missing: get {source}" for path in files if not path.is_file()]
-
-
-def _holds_something(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return next(entries, None) is not None
 
 
 def check_layout(root: Path, train_set: str) -> None:
@@ -178,8 +171,13 @@ def absent(files: Sequence[Path]) -> Iterator[Path]:
     """Iterate over the ``files`` that are not there; looks once into each folder."""
     present = {}
     for folder in {path.parent for path in files}:
-        present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        present[folder] = set(_names(folder)) if folder.is_dir() else set()
     return (path for path in files if path.name not in present[path.parent])
+
+
+def _names(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries)
 
 
 def read_split(root: Path, path: Path) -> list[Pair]:

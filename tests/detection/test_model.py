@@ -6,7 +6,6 @@ from detectron2.modeling import build_model as build_from_config
 from torch import nn
 
 from harness.norm.audit import NormAudit
-from harness.norm.catalogue import NORMS
 from harness.registry import task_info
 from harness.worker import build_model
 from tasks.detection.d2 import Conv2d, WSDetectronConv2d
@@ -162,7 +161,7 @@ def test_mini_is_the_narrow_network_it_says_it_is() -> None:
     assert 2.0 < millions < 2.2
 
 
-@pytest.mark.parametrize("layer", sorted(NORMS))
+@pytest.mark.parametrize("layer", ["bn", "frozen_bn", "gn", "in", "ln", "none"])
 @pytest.mark.parametrize("suffix", ["", "_ws"])
 def test_every_norm_keeps_the_parameter_names_and_gives_finite_losses(
     layer: str, suffix: str

@@ -21,6 +21,8 @@ from harness.norm.catalogue import NORMS, WS_VARIANTS, load_factory, parse_norm
         ("frozen_bn_ws", "frozen_bn", "authors"),
         ("none_ws", "none", "scaled"),
         ("none", "none", None),
+        ("evonorm_s0_ws", "evonorm_s0", "authors"),
+        ("bcn_ws", "bcn", "bcn"),
     ],
 )
 def test_grammar(name: str, layer: str, ws: str | None):
@@ -46,6 +48,10 @@ def test_every_entry_is_complete():
         assert info.statistics
         assert info.default_ws in WS_VARIANTS
         assert callable(load_factory(info))
+        claims = (info.train_is_eval, info.shift_invariant, info.scale_invariant)
+        assert all(claim is not None for claim in claims)
+        assert info.short_for in ("", "sync", "ghost")
+        assert info.batch_independent is not info.uses_batch_norm or name in ("brn", "est_bcn")
     assert all(name == variant.name for name, variant in WS_VARIANTS.items())
 
 
@@ -68,7 +74,7 @@ def test_other_packages_add_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     try:
         assert "two" in NORMS
         assert list(NORMS).count("bn") == 1
-        assert len(NORMS) == 8
+        assert len(NORMS) == len(NORMS._own) + 2
         assert "mynorms" not in sys.modules
         assert parse_norm("two_ws") == {"layer": "two", "ws": "authors"}
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -100,5 +106,5 @@ def test_facade():
     torch.testing.assert_close(
         layer.standardized_weight(), normbench.standardize_weight(layer.weight)
     )
-    with pytest.raises(AttributeError, match="no attribute 'fold'"):
-        _ = normbench.fold
+    with pytest.raises(AttributeError, match="no attribute 'flod'"):
+        _ = normbench.flod

@@ -1,0 +1,1 @@
+"""Point-cloud classification: DGCNN on ModelNet40, or on embedded clouds in its format."""
