@@ -70,7 +70,7 @@ class Report:
         self.cells[column] = f"{word}{_short(found)}"
         if declared is not None and declared != is_true:
             self.failures.append(
-                f"{self.name} declares {what}={declared}, but the difference is {found:.1e}"
+                f"{self.name} declares {what}={declared}, but the difference is {_short(found)}"
             )
 
     def promised(self, column: str, holds: bool, what: str) -> None:
@@ -120,7 +120,8 @@ def selftest(norms: Sequence[str], console: Console) -> None:
     failures = [failure for report in reports for failure in report.failures]
     if failures:
         raise AuditError("\n".join(failures))
-    console.print(f"{len(reports)} norms are what they declare")
+    num = len(reports)
+    console.print(f"{num} norm{'s are what they declare' if num > 1 else ' is what it declares'}")
 
 
 def parse_words(words: Sequence[str]) -> list[str]:

@@ -30,6 +30,7 @@ from harness.init import load_init
 from harness.journal import Journal
 from harness.loop import Trainer, peak_memory_mib, train
 from harness.norm.audit import NormAudit, refresh_trainable
+from harness.norm.catalogue import NORMS
 from harness.norm.surgery import apply_norm
 from harness.paths import write_atomic
 from harness.record import MetricRow, NormCounts, Record, RunDir, write_record
@@ -88,6 +89,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
     if content is not None:
         trainer.restore(content)
         remarks.append(f"resumed at step {trainer.progress.step} of {spec.steps}")
+    if note := NORMS[spec.norm.layer].constraints:
+        remarks.append(f"note on {spec.norm.layer}: {note}")
     where = environment(_device_name(device), torch.get_num_threads(), ranks.world)
     if ranks.is_main:
         audit.to_csv(run.audit)

@@ -62,6 +62,11 @@ def voc_samples() -> Path:
 
 
 @pytest.fixture(scope="session")
+def modelnet_samples() -> Path:
+    return _samples("modelnet40")
+
+
+@pytest.fixture(scope="session")
 def imagenet_samples() -> Path:
     return _samples("imagenet")
 

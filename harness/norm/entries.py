@@ -79,6 +79,7 @@ OWN_NORMS = (
         statistics="per sample and group of channels, over the group's channels and space",
         factory="harness.norm.layers:build_gn",
         uses_groups=True,
+        interleaves=True,
         train_is_eval=True,
         shift_invariant=True,
         scale_invariant=True,

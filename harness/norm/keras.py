@@ -1,8 +1,8 @@
 """Weight standardisation for Keras 3: its layers on any of its backends, without importing torch.
 
 The authors published their layer for TensorFlow too, and that formula, ``ws="tf"``, is the default
-here. The definitions are those of ``harness.norm.catalogue.WS_VARIANTS``; Keras's own code runs all
-but the kernel, which every layer passes through ``standardize_kernel`` before it convolves.
+here. The definitions are those of ``harness.norm.catalogue.WS_VARIANTS``. Constructors, variables
+and operations are Keras's own; the kernel passes through ``standardize_kernel`` on its way.
 """
 
 from __future__ import annotations

@@ -182,6 +182,7 @@ class InterleavedGroupNorm(nn.GroupNorm):
         y = y.unflatten(1, (self.num_groups, -1)).transpose(1, 2).flatten(1, 2)
         if self.affine:
             y = y * per_channel(self.weight, y) + per_channel(self.bias, y)
+        assert isinstance(y, Tensor)
         return y
 
     def extra_repr(self) -> str:
@@ -196,7 +197,7 @@ def build_gn(bn: BatchNorm, *, dims: int, groups: int, interleaved: bool = False
         bn: what it replaces.
         dims: number of spatial axes there; any will do.
         groups: channel groups, which must divide the channels.
-        interleaved: whether channel c is in group ``c mod groups`` instead of ``c // (C / groups)``.
+        interleaved: whether channel c is in group ``c mod groups``, not in runs of channels.
     """
     cls = InterleavedGroupNorm if interleaved else nn.GroupNorm
     return cls(groups, bn.num_features, eps=EPS, affine=bn.weight is not None)

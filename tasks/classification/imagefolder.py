@@ -80,17 +80,23 @@ def class_folders(root: Path, split: str) -> list[Path]:
     folder = root / split
     try:
         with os.scandir(folder) as entries:
-            found = sorted(
-                Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")
-            )
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{root} has no folder {split}/: {EXPECTED}") from None
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}") from None
-    if not found:
+    if not names:
         flat = " (are its pictures not sorted into classes?)" if any(folder.iterdir()) else ""
         raise DataError(f"{folder} holds no class folders{flat}: {EXPECTED}")
-    return found
+    return [folder / name for name in names]
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"data folder {root} {problem}: {EXPECTED}")
+    if not any(root.iterdir()):
+        raise DataError(f"data folder {root} is empty: {EXPECTED}")
 
 
 def check_layout(root: Path) -> list[str]:
@@ -102,11 +108,7 @@ def check_layout(root: Path) -> list[str]:
     Raises:
         DataError: naming the first thing that is wrong.
     """
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data folder {root} {problem}: {EXPECTED}")
-    if not any(root.iterdir()):
-        raise DataError(f"data folder {root} is empty: {EXPECTED}")
+    _check_root(root)
     folders = {split: class_folders(root, split) for split in SPLITS}
     names = {split: {folder.name for folder in folders[split]} for split in SPLITS}
     for here, there in ((TRAIN, VAL), (VAL, TRAIN)):
@@ -166,12 +168,11 @@ def summarise(root: Path) -> Summary:
     Raises:
         DataError: if the layout is wrong.
     """
-    check_layout(root)
-    folders = [root / split for split in SPLITS]
-    folders += [folder for split in SPLITS for folder in class_folders(root, split)]
-    state = hashlib.blake2b(str(root.resolve()).encode(), digest_size=16)
-    for folder in folders:
-        state.update(f"\x1f{folder.name}\x1f{folder.stat().st_mtime_ns}".encode())
+    _check_root(root)
+    state = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16)
+    for split in SPLITS:
+        for folder in class_folders(root, split):
+            state.update(os.fsencode(f"\x1f{split}/{folder.name}\x1f{folder.stat().st_mtime_ns}"))
     return _summary(root, state.hexdigest())
 
 
@@ -182,6 +183,7 @@ def _summary(root: Path, state: str) -> Summary:
         return Summary(**json.loads(remembered.read_bytes()))
     except (OSError, ValueError, TypeError):
         pass
+    check_layout(root)
     listings = [list_split(root, split) for split in SPLITS]
     digest = hashlib.blake2b(digest_size=8)
     for split, listing in zip(SPLITS, listings, strict=True):

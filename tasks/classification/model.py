@@ -111,7 +111,7 @@ def _library_model(name: str, num_classes: int) -> nn.Module:
     known = models.list_models(module=models)
     if name in known:
         return _made(models.get_model(name, weights=None, num_classes=num_classes))
-    known = [*RESNETS, *known]
+    known = list(dict.fromkeys([*RESNETS, *known]))
     if find_spec("timm") is None:
         wanted = (
             f"model.name={name!r} is no classifier of torchvision.{did_you_mean(name, known)} "

@@ -36,7 +36,9 @@ ARCHITECTURES = {
 }
 
 
-def norm_facts(name: str, edge: tuple[int, ...], embedding: int, head: tuple[int, ...]) -> NormFacts:
+def norm_facts(
+    name: str, edge: tuple[int, ...], embedding: int, head: tuple[int, ...]
+) -> NormFacts:
     """Describe the norm sites: in the head a cloud is a single value per channel.
 
     Args:

@@ -44,7 +44,7 @@ def _dgcnn_tf(points: Points, rng: RandomState) -> Points:
     jittered = turned + noise.clip(-_JITTER_LIMIT, _JITTER_LIMIT)
     scaled = jittered * rng.uniform(0.8, 1.25)
     tilted = scaled @ _tilt(rng.normal(0, _TILT, size=3).clip(-_TILT_LIMIT, _TILT_LIMIT))
-    return (tilted + rng.uniform(-0.1, 0.1, size=3)).astype(np.float32)
+    return np.asarray(tilted + rng.uniform(-0.1, 0.1, size=3), dtype=np.float32)
 
 
 def _tilt(angles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -60,5 +60,5 @@ def _dgcnn(points: Points, rng: RandomState) -> Points:
     """Stretch each axis, shift and shuffle the points (WangYueFt/dgcnn, ``data.py``)."""
     stretch = rng.uniform(2 / 3, 3 / 2, size=3)
     shift = rng.uniform(-0.2, 0.2, size=3)
-    moved = (points * stretch + shift).astype(np.float32)
+    moved: Points = np.asarray(points * stretch + shift, dtype=np.float32)
     return moved[rng.permutation(len(moved))]

@@ -28,12 +28,6 @@ class Clouds:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def absent(self) -> list[str]:
-        """Return the names of the classes of which there is no cloud."""
-        present = set(self.labels.tolist())
-        return [name for label, name in enumerate(self.classes) if label not in present]
-
 
 def read(root: Path, split: str, num_points: int) -> Clouds:
     """Read the first ``num_points`` points of every cloud of a split.
@@ -47,7 +41,7 @@ def read(root: Path, split: str, num_points: int) -> Clouds:
         DataError: naming the first file that is wrong, and how.
     """
     classes = modelnet.shape_names(root)
-    parts = [_read(path, num_points, len(classes)) for path in modelnet.files(root, split)]
+    parts = [read_file(path, num_points, len(classes)) for path in modelnet.files(root, split)]
     points, labels = zip(*parts, strict=True)
     return Clouds(np.concatenate(points), np.concatenate(labels), classes)
 
@@ -62,15 +56,21 @@ def count(path: Path) -> int:
         return int(_dataset(path, file, "label").shape[0])
 
 
-def _read(
-    path: Path, num_points: int, num_classes: int
+def read_file(
+    path: Path, num_points: int | None, num_classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Read the first ``num_points`` points (None: all) and the labels of a file's clouds.
+
+    Raises:
+        DataError: saying what is wrong with the file.
+    """
     with _opened(path) as file:
         data, label = _dataset(path, file, "data"), _dataset(path, file, "label")
         if data.ndim != 3 or data.shape[2] != _COORDINATES:
             raise DataError(f"{path}: data have shape {data.shape}, not (clouds, points, 3)")
         if label.shape not in ((len(data),), (len(data), 1)):
             raise DataError(f"{path}: {len(data)} clouds, but labels of shape {label.shape}")
+        num_points = data.shape[1] if num_points is None else num_points
         if data.shape[1] < num_points:
             raise DataError(
                 f"{path}: its clouds have {data.shape[1]} points, fewer than "
@@ -92,7 +92,9 @@ def _read(
         )
     finite = np.isfinite(points).all(axis=(1, 2))
     if not finite.all():
-        raise DataError(f"{path}: cloud {int(np.argmin(finite))} has coordinates that are no numbers")
+        raise DataError(
+            f"{path}: cloud {int(np.argmin(finite))} has coordinates that are no numbers"
+        )
     return points, labels
 
 
@@ -115,9 +117,7 @@ def _reason(error: OSError) -> str:
     return str(error).splitlines()[0].rpartition("(")[2].rstrip(")") if str(error) else "unreadable"
 
 
-def write(
-    root: Path, split: str, points: NDArray[np.float32], labels: NDArray[np.int64]
-) -> None:
+def write(root: Path, split: str, points: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     """Write a split as one file and its list.
 
     Args:

@@ -35,11 +35,11 @@ def predict(
     for start in range(0, len(clouds), _BATCH):
         points = clouds.points[start : start + _BATCH]
         with torch.no_grad():
-            logits: Tensor = sum(  # type: ignore[assignment]  # at least one vote
+            logits: list[Tensor] = [
                 model(torch.from_numpy(_turned(points, vote / votes)).to(device, dtype))
                 for vote in range(votes)
-            )
-        found.append(logits.argmax(1).cpu().numpy())
+            ]
+        found.append(torch.stack(logits).sum(0).argmax(1).cpu().numpy())
         progress("evaluate", min(start + _BATCH, len(clouds)), len(clouds))
     return np.concatenate(found)
 

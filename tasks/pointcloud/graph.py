@@ -59,4 +59,5 @@ def gather_neighbours(x: Tensor, neighbours: Tensor) -> Tensor:
         (B, C, N, k).
     """
     flat = neighbours.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
-    return x.gather(2, flat).unflatten(2, neighbours.shape[1:])
+    num_points, k = neighbours.shape[1:]
+    return x.gather(2, flat).view(*x.shape[:2], num_points, k)

@@ -37,8 +37,8 @@ class PointcloudData(DataSection):
     """ModelNet40 as HDF5 files or as meshes, or solids generated in the format of the first."""
 
     embedded: bool = Field(True, description="generate the data where no root is given")
-    format: Literal["hdf5", "off"] = Field(
-        "hdf5", description="of real data: modelnet40_ply_hdf5_2048, or ModelNet's meshes"
+    format: Literal["hdf5", "meshes"] = Field(
+        "hdf5", description="of real data: modelnet40_ply_hdf5_2048, or ModelNet40's OFF meshes"
     )
     points: int = Field(1024, ge=2, description="points of a cloud: the first ones of the file")
     augment: Literal["none", "dgcnn_tf", "dgcnn"] = Field(
@@ -83,7 +83,7 @@ class PointcloudInfo:
         try:
             if _given_root(data) is None:
                 return data.num_train
-            if data.format == "off":
+            if data.format == "meshes":
                 from tasks.pointcloud import meshes
 
                 return len(meshes.listing(meshes.find(_real_root(data)), modelnet.TRAIN))
@@ -108,7 +108,7 @@ class PointcloudInfo:
         _, data = _sections(spec)
         if _given_root(data) is None:
             return "solids"
-        if data.format == "off":
+        if data.format == "meshes":
             return "ModelNet40 meshes, sampled"
         root = self.data_root(spec)
         return "ModelNet40" if modelnet.is_modelnet40(root) else f"{root.name} (not as published)"
@@ -118,7 +118,7 @@ class PointcloudInfo:
         _, data = _sections(spec)
         if _given_root(data) is None:
             return cache_dir() / "pointcloud" / self._embedded_name(data)
-        if data.format == "off":
+        if data.format == "meshes":
             from tasks.pointcloud import meshes
 
             return cache_dir() / "pointcloud" / meshes.fingerprint(meshes.find(_real_root(data)))
@@ -129,7 +129,7 @@ class PointcloudInfo:
         _, data = _sections(spec)
         if _given_root(data) is None:
             return self._embedded_name(data)
-        if data.format == "off":
+        if data.format == "meshes":
             return self.data_root(spec).name
         return modelnet.fingerprint(self.data_root(spec))
 
@@ -146,7 +146,7 @@ class PointcloudInfo:
                 num_test=data.num_test,
                 progress=lambda done, total: progress("generate", done, total),
             )
-        if data.format == "off":
+        if data.format == "meshes":
             from tasks.pointcloud import meshes
 
             return meshes.sample_all(meshes.find(_real_root(data)), root, progress)
@@ -192,8 +192,8 @@ def _given_root(data: PointcloudData) -> Path | None:
     if folder := os.environ.get("NORMBENCH_DATA"):
         return Path(folder).expanduser()
     raise DataError(
-        f"this preset needs ModelNet40 ({modelnet.FOLDER}.zip from shapenet.cs.stanford.edu/media): "
-        "give data=DIR or set NORMBENCH_DATA"
+        f"this preset needs ModelNet40 ({modelnet.FOLDER}.zip from "
+        "shapenet.cs.stanford.edu/media): give data=DIR or set NORMBENCH_DATA"
     )
 
 

@@ -143,7 +143,8 @@ def sample(path: Path) -> NDArray[np.float32]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("mesh", VERSION, path.name))
             points = SamplePoints(NUM_POINTS)(mesh).pos.numpy()
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
+    # torch-geometric asserts where a mesh has no faces.
+    except (OSError, ValueError, IndexError, RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} is not a mesh in OFF format ({reason}): fetch it again") from None
     points = points - points.mean(0)

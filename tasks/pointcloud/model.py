@@ -36,9 +36,13 @@ def normed(layer: nn.Conv2d | nn.Conv1d | nn.Linear, negative_slope: float) -> n
         layer: on edges (B, C, N, k), points (B, C, N) or clouds (B, C).
         negative_slope: of the activation; 0 is ReLU.
     """
-    name, channels = ("fc", layer.out_features) if isinstance(layer, nn.Linear) else (
-        "conv",
-        layer.out_channels,
+    name, channels = (
+        ("fc", layer.out_features)
+        if isinstance(layer, nn.Linear)
+        else (
+            "conv",
+            layer.out_channels,
+        )
     )
     relu = nn.ReLU(inplace=True)
     act = nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else relu
@@ -102,7 +106,7 @@ class Transform(nn.Module):
         """Return the points (B, 3, N), turned, given their neighbours (B, N, k)."""
         features = self.edge2(self.edge1(edges(x, neighbours))).amax(3)
         pooled = self.embed(features).amax(2)
-        matrix = self.matrix(self.fc2(self.fc1(pooled))).unflatten(1, (3, 3))
+        matrix: Tensor = self.matrix(self.fc2(self.fc1(pooled))).unflatten(1, (3, 3))
         return matrix.transpose(1, 2) @ x  # each point as a row, times the matrix
 
     def start_as_identity(self) -> None:
@@ -186,6 +190,7 @@ def start_as_published(model: DGCNN, *, bn_eps: float, bn_momentum: float) -> No
             module.eps, module.momentum = bn_eps, bn_momentum
         elif model.transform is not None and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     if model.transform is not None:
         model.transform.start_as_identity()

@@ -130,9 +130,7 @@ def _md5(path: Path, size: int, changed: int) -> str:
     if size >= _LARGE and remembered.is_file():
         return remembered.read_text(encoding="ascii")
     with path.open("rb") as file:
-        digest = hashlib.file_digest(
-            file, lambda: hashlib.md5(usedforsecurity=False)
-        ).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if size >= _LARGE:
         try:
             remembered.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ _Profile = list[tuple[float, float]]
 _RIGHT = math.pi / 2
 _CROP = 0.25
 """Largest share of a cloud that is missing on one side."""
-_STRETCH = (0.6, 1.4)
+_STRETCH = (0.7, 1.3)
 _TILT = 0.1
 """Standard deviation of the rotations about x and z, radians."""
 _SIZE = (0.6, 1.6)
@@ -98,7 +98,7 @@ def _boxes(rng: RandomState, num: int, *boxes: tuple[float, ...]) -> Points:
     box, axis = np.divmod(chosen, 3)
     local = rng.uniform(-1, 1, size=(num, 3))
     local[np.arange(num), axis] = np.where(rng.uniform(size=num) < 0.5, -1.0, 1.0)
-    return centres[box] + local * halves[box]
+    return np.asarray(centres[box] + local * halves[box])
 
 
 def _arc(start: float, end: float, radius: float, centre: float = 0.0) -> _Profile:
@@ -128,8 +128,9 @@ def _octahedron(rng: RandomState, num: int) -> Points:
     return _lathe(rng, num, [(0, 1.1), (0.8, 0), (0, -1.1)], square=True)
 
 
-def _cone(rng: RandomState, num: int) -> Points:
-    return _lathe(rng, num, [(0, 0.9), (0.9, -0.9), (0, -0.9)])
+def _funnel(rng: RandomState, num: int) -> Points:
+    neck = rng.uniform(-0.3, 0.1)
+    return _lathe(rng, num, [(0.85, 0.9), (0.14, neck), (0.14, -0.9)])
 
 
 def _ring(rng: RandomState, num: int) -> Points:
@@ -140,7 +141,8 @@ def _ring(rng: RandomState, num: int) -> Points:
 def _frame(rng: RandomState, num: int) -> Points:
     inner, half = rng.uniform(0.45, 0.65), rng.uniform(0.15, 0.3)
     loop = [(0.9, half), (0.9, -half), (inner, -half), (inner, half), (0.9, half)]
-    return _lathe(rng, num, loop, square=True)
+    lying = _lathe(rng, num, loop, square=True)
+    return lying[:, [0, 2, 1]]  # upright, as a picture's
 
 
 def _pyramid(rng: RandomState, num: int) -> Points:
@@ -160,7 +162,9 @@ def _tube(rng: RandomState, num: int) -> Points:
 
 def _bowl(rng: RandomState, num: int) -> Points:
     outer, inner = _arc(0, -_RIGHT, 0.9), _arc(-_RIGHT, 0, rng.uniform(0.65, 0.8))
-    return _lathe(rng, num, [*outer, *inner, outer[0]]) + np.array([0, 0.45, 0])
+    points = _lathe(rng, num, [*outer, *inner, outer[0]])
+    points[:, 1] += 0.45
+    return points
 
 
 def _lamp(rng: RandomState, num: int) -> Points:
@@ -205,11 +209,11 @@ _SOLIDS: dict[str, Callable[[RandomState, int], Points]] = {
     "bowl": _bowl,
     "box": _box,
     "chair": _chair,
-    "cone": _cone,
     "cross": _cross,
     "cylinder": _cylinder,
     "ellipsoid": _ellipsoid,
     "frame": _frame,
+    "funnel": _funnel,
     "hourglass": _hourglass,
     "lamp": _lamp,
     "octahedron": _octahedron,

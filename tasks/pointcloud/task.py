@@ -12,7 +12,6 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.errors import DataError
 from harness.schema import Spec
 from harness.task import Metric, Progress
 from tasks.pointcloud import clouds, embedded, evaluation, modelnet

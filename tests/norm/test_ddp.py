@@ -1,4 +1,4 @@
-"""Every norm under DistributedDataParallel: two gloo processes against one that does both shares."""
+"""Every norm under DistributedDataParallel: two gloo processes against one with both shares."""
 
 import copy
 from pathlib import Path
@@ -27,7 +27,7 @@ def share(rank: int) -> torch.Tensor:
 
 def gradients(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
     model(share(rank)).tanh().sum().backward()
-    return {key: parameter.grad for key, parameter in model.named_parameters()}
+    return {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
 
 
 def work(rank: int, folder: str) -> None:
@@ -37,8 +37,8 @@ def work(rank: int, folder: str) -> None:
     )
     results: dict[str, Any] = {}
     for name in NAMES:
-        wrapped = nn.parallel.DistributedDataParallel(model_of(name))
         try:
+            wrapped = nn.parallel.DistributedDataParallel(model_of(name))
             found = gradients(wrapped, rank)
         except ValueError as error:
             results[name] = str(error)
