@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from harness.errors import AuditError, DataError, UsageError, did_you_mean
+from harness.norm.catalogue import norm_info
 from harness.plan import impossible
 from harness.record import RunDir
 from harness.registry import task_info, task_names
@@ -63,6 +64,8 @@ def audit(
     say(built.audit.summary())
     every, trained = parameter_counts(built.model)
     say(f"{every:,} parameters, {trained:,} of them trained")
+    if note := norm_info(spec.norm.layer).constraints:
+        say(f"note: {note}")
     reason = impossible(spec)
     if reason:
         say(f"cannot train: {reason}")

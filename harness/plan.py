@@ -91,8 +91,8 @@ def _statistics_impossible(spec: Spec, norm: NormInfo, info: TaskInfo) -> str | 
     """Return why the norm cannot have the batch statistics that the spec asks for."""
     if spec.bn_eval == "precise" and not norm.uses_batch_norm:
         return (
-            f"bn_eval=precise re-estimates the running averages of batch norm, and {norm.name} "
-            "has none: use bn_eval=running"
+            f"bn_eval=precise re-estimates the averages of torch's batch norm, which {norm.name} "
+            "does not use: use bn_eval=running"
         )
     if norm.batch_independent or stat_batch(spec) == spec.batch.micro:
         return None

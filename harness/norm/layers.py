@@ -175,6 +175,8 @@ class InterleavedGroupNorm(nn.GroupNorm):
     Over freshly drawn weights it is group norm with the channels in another order.
     """
 
+    interleaved = True
+
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, C, *space)`` to the same shape."""
         runs = input.unflatten(1, (-1, self.num_groups)).transpose(1, 2).flatten(1, 2)

@@ -244,6 +244,9 @@ def _site_row(site: Site, module: nn.Module, plan: SurgeryPlan) -> AuditRow:
     row = _row(site.path, site.kind, "site", module)
     nested = {name for name in norm_info(plan.norm.layer).own_parameters if "." in name}
     inner = [p for name, p in module.named_parameters() if name in nested]
+    remark = "the stock norm" if kept else ""
+    if getattr(module, "interleaved", False):
+        remark = "groups interleaved"
     return replace(
         row,
         num_params=row.num_params + sum(parameter.numel() for parameter in inner),
@@ -251,7 +254,7 @@ def _site_row(site: Site, module: nn.Module, plan: SurgeryPlan) -> AuditRow:
         norm_before="bn",
         norm_after="bn" if kept else plan.norm.layer,
         groups=getattr(module, "num_groups", None),
-        why=plan.sites[site.path].why or ("the stock norm" if kept else ""),
+        why=plan.sites[site.path].why or remark,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.errors import UsageError
 from harness.norm.layers import BatchNorm, copy_averages
@@ -24,39 +23,34 @@ class _Virtual(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         tail = len(input) % self.micro
-        whole = len(input) - tail
-        parts = []
-        if whole:
-            parts.append(self._normalise(input[:whole], self.micro))
-        if tail:
-            parts.append(self._normalise(input[whole:], tail))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if not tail:
+            return self._normalise(input, self.micro)
+        if tail == len(input):
+            return self._normalise(input, tail)
+        whole = self._normalise(input[:-tail], self.micro)
+        return torch.cat([whole, self._normalise(input[-tail:], tail)])
 
     def _normalise(self, input: Tensor, micro: int) -> Tensor:
         num, channels = len(input) // micro, input.shape[1]
-        space = input.shape[2:]
-        # Micro-batch j's channel c becomes channel j * C + c of a batch of `micro` samples.
-        folded = input.reshape(num, micro, channels, *space).transpose(0, 1)
-        folded = folded.reshape(micro, num * channels, *space)
-        means = torch.zeros(num * channels, dtype=self._stat_dtype(input), device=input.device)
-        variances = torch.ones_like(means)
-        normalised = F.batch_norm(
-            folded,
-            means,
-            variances,
-            None if self.weight is None else self.weight.repeat(num),
-            None if self.bias is None else self.bias.repeat(num),
-            training=True,
-            momentum=1.0,  # `means` and `variances` become those of the micro-batches
-            eps=self.eps,
+        if micro * input[0, 0].numel() == 1:
+            raise ValueError(
+                f"batch norm over micro-batches of {micro} sees one value per channel of an input "
+                f"of shape {tuple(input.shape)}"
+            )
+        # A micro-batch whose samples are joined along space is one sample; its batch statistics are
+        # then those of group norm with a group per channel, a faster kernel than batch norm's.
+        dtype = input.dtype if self.running_mean is None else self.running_mean.dtype
+        joined = input.reshape(num, micro, channels, -1).transpose(1, 2)
+        joined = joined.reshape(num, channels, -1).to(dtype)
+        size = joined.shape[2]
+        normalised, means, rstds = torch.native_group_norm(
+            joined, self.weight, self.bias, num, channels, size, channels, self.eps
         )
         if self.track_running_stats:
-            self._fold(means.view(num, channels), variances.view(num, channels))
-        unfolded = normalised.reshape(micro, num, channels, *space).transpose(0, 1)
-        return unfolded.reshape(input.shape)
-
-    def _stat_dtype(self, input: Tensor) -> torch.dtype:
-        return input.dtype if self.running_mean is None else self.running_mean.dtype
+            variances = (rstds.detach() ** -2 - self.eps) * (size / (size - 1))
+            self._fold(means.detach().view(num, channels), variances.view(num, channels))
+        parts = normalised.reshape(num, channels, micro, -1).transpose(1, 2)
+        return parts.reshape(input.shape).to(input.dtype)
 
     @torch.no_grad()
     def _fold(self, means: Tensor, variances: Tensor) -> None:
@@ -69,12 +63,12 @@ class _Virtual(nn.modules.batchnorm._BatchNorm):
             seen = float(self.num_batches_tracked)
             kept, weights = seen / (seen + num), means.new_full((num,), 1 / (seen + num))
         else:
-            keep = 1 - self.momentum
-            kept = keep**num
-            powers = torch.arange(num - 1, -1, -1, dtype=means.dtype, device=means.device)
-            weights = self.momentum * keep**powers
-        self.running_mean.mul_(kept).add_(weights @ means)
-        self.running_var.mul_(kept).add_(weights @ variances)
+            kept = (1 - self.momentum) ** num
+            # Update j of num still counts (1 - momentum) ** (num - 1 - j) at the end.
+            added = [self.momentum * (1 - self.momentum) ** (num - 1 - j) for j in range(num)]
+            weights = torch.tensor(added, dtype=means.dtype, device=means.device)
+        self.running_mean.addmv_(means.t(), weights, beta=kept)
+        self.running_var.addmv_(variances.t(), weights, beta=kept)
         self.num_batches_tracked += num
 
 

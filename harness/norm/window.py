@@ -34,9 +34,8 @@ def standardised_once(model: nn.Module, enabled: bool = True) -> Iterator[None]:
             layer.shared = standardised.detach().requires_grad_(standardised.requires_grad)
             shared.append((standardised, layer.shared))
         yield
-        used = [(whole, leaf.grad) for whole, leaf in shared if leaf.grad is not None]
-        if used:
-            torch.autograd.backward(*zip(*used, strict=True))
+        used = [(whole, leaf) for whole, leaf in shared if leaf.grad is not None]
+        torch.autograd.backward([whole for whole, _ in used], [leaf.grad for _, leaf in used])
     finally:
         for layer in layers:
             layer.__dict__.pop("shared", None)

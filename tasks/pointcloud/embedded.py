@@ -1,9 +1,9 @@
 """Point clouds that need no download: 16 kinds of solids, in the layout of ModelNet40's HDF5 files.
 
 The learning problem: tell the solids (box, funnel, ring, chair, spring, ...; ``solids.CLASSES``)
-from 128 points on their surface. Each cloud has its own proportions, is stretched along each axis by
-0.7 to 1.3, turned freely about the upright axis y and slightly about the others; up to a quarter of
-it is cut away on one side, its points are noisy and some of them anywhere.
+from 128 points on their surface. Each cloud has its own proportions; it is stretched along each
+axis by 0.7 to 1.3, turned freely about the upright axis y and slightly about the others; up to a
+quarter of it is cut away on one side, its points are noisy and some of them anywhere.
 
 Each cloud also has its own size (0.6 to 1.6) and place. One cloud's mean and variance are therefore
 a poor guess for the next one's, which is what statistics over few clouds (batch norm in micro-batch

@@ -94,8 +94,10 @@ class PointcloudInfo:
             return None
 
     def refuse(self, spec: Spec) -> str | None:
-        """Refuse more neighbours than there are points."""
+        """Refuse more neighbours than there are points, and embedded meshes."""
         model, data = _sections(spec)
+        if data.format == "meshes" and data.embedded and data.root is None:
+            return "data.format=meshes needs ModelNet40's meshes: give data=DIR"
         if model.k > data.points:
             return (
                 f"model.k={model.k}: a cloud of data.points={data.points} has no more than "

@@ -93,7 +93,7 @@ def test_bcn_executes_chunks_exactly(toy, norm):
     [
         (["norm=brn", "batch.stat=ghost:2"], "batch.stat=ghost:2 is for bn, brn sees the whole"),
         (["norm=est_bcn", "devices=2", "batch.stat=sync"], "est_bcn sees the whole forward"),
-        (["norm=gn", "bn_eval=precise"], "and gn has none: use bn_eval=running"),
+        (["norm=gn", "bn_eval=precise"], "which gn does not use: use bn_eval=running"),
         (["norm=brn", "exec.chunk=8"], "brn sees the whole forward; use exec.chunk=micro"),
         (["norm=bcn", "norm.groups=3"], "norm.groups=3 does not divide"),
     ],
@@ -154,3 +154,16 @@ def test_norms_that_no_forward_reaches_keep_their_averages(toy):
     precise_bn.estimate(trainer, quiet)
     assert (trainer.model.unused.running_var == 7).all()
     assert not (trainer.model.norm1.running_var == 1).any()
+
+
+@pytest.mark.parametrize(("norm", "own"), [("bcn", 4), ("evonorm_s0", 2), ("dyt", 2)])
+def test_parameters_that_a_norm_adds_are_decayed_as_norms_are(toy, norm, own):
+    groups = trainer_of(f"norm={norm}", "optim.weight_decay_norm=0.5")[0].optimizer.param_groups
+    weights, gammas, biases = (len(group["params"]) for group in groups)
+    added = own // 2 if norm == "bcn" else own
+    assert (weights, gammas, biases) == (3, 2 + added, 3 + own - added)
+
+
+def test_constraints_are_said_in_the_log(toy, tmp_path):
+    run = record_of(tmp_path, "brn", "norm=brn")
+    assert "note on brn: equals bn for its first 5,000 forwards" in run.metrics.read_text()

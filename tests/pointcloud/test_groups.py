@@ -61,7 +61,8 @@ def test_the_paper_interleaves_16_groups_and_the_choice_is_science():
     words = ("preset=smoke", "norm.groups=2")
     spec = cloud_spec("preset=paper", "norm=gn_ws")
     assert (spec.norm.groups, spec.norm.interleaved) == (16, True)
-    model, _ = build_model(PointcloudTask(spec, None), spec)
+    model, audit = build_model(PointcloudTask(spec, None), spec)
+    assert {row.why for row in audit if row.role == "site"} == {"groups interleaved"}
     norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
     assert len(norms) == 12
     assert all(isinstance(norm, InterleavedGroupNorm) for norm in norms)

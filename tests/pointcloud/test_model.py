@@ -142,7 +142,7 @@ def test_the_transform_starts_as_the_identity_and_turns_points_as_rows() -> None
 
 def test_initial_weights_and_constants_are_the_recipes() -> None:
     torch.manual_seed(0)
-    model = stock("preset=paper")
+    model = stock("preset=paper").requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert (module.eps, module.momentum) == (1e-3, 0.01)

@@ -61,10 +61,6 @@ def test_two_steps_of_the_full_network_and_an_evaluation(
     assert "the 21 of 40 classes that have test shapes" in metrics["mean_class_acc"].protocol
 
 
-def show_of(modelnet_samples: Path, out: Path) -> None:
-    INFO.show(cloud_spec(f"data={modelnet_samples}"), out)
-
-
 def test_the_picture_shows_16_of_the_classes(modelnet_samples: Path, tmp_path: Path) -> None:
-    show_of(modelnet_samples, tmp_path / "out.png")
+    INFO.show(cloud_spec(f"data={modelnet_samples}"), tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 50_000

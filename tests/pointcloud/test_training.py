@@ -161,11 +161,10 @@ def test_gradients_under_bn_do_depend_on_the_split():
     assert not torch.allclose(whole[name], split[name], rtol=0.01)
 
 
-@pytest.mark.parametrize("norm", ["bn", "bn_ws", "bcn"])
-def test_micro_batches_of_one_cloud_are_refused_in_the_plan(norm):
-    reason = impossible(cloud_spec(f"norm={norm}", "batch.micro=1"))
-    if norm == "bcn":
-        return
+@pytest.mark.parametrize("preset", ["mini", "paper", "paper_dgcnn"])
+@pytest.mark.parametrize("norm", ["bn", "bn_ws"])
+def test_micro_batches_of_one_cloud_are_refused_in_the_plan(norm, preset):
+    reason = impossible(cloud_spec(f"preset={preset}", f"norm={norm}", "batch.micro=1"))
     assert reason is not None
     assert "1 value per channel at the head's fully connected layers" in reason
     assert "batch.micro=2" in reason
@@ -187,6 +186,12 @@ def test_more_neighbours_than_points_are_refused():
     assert reason is not None
     assert "model.k=33" in reason
     assert impossible(cloud_spec("model.k=32", "preset=smoke")) is None
+
+
+def test_embedded_meshes_are_refused():
+    reason = impossible(cloud_spec("data.format=meshes"))
+    assert reason is not None
+    assert "give data=DIR" in reason
 
 
 def test_groups_that_do_not_divide_are_refused():

@@ -1,0 +1,1 @@
+"""Paired measurements against named peers; each module prints its table when run."""
