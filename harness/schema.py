@@ -153,6 +153,7 @@ class DataSection(Section):
 
     root: str | None = Field(None, description="folder of the real data set; null = embedded")
     seed: int = Field(0, ge=0, description="seed of the embedded data")
+    embedded: bool = Field(True, description="generate the data where no root is given")
 
 
 class LossSection(Section):

@@ -20,13 +20,11 @@ keeps stable (NEP 19), and so depends neither on the other pictures nor on their
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.errors import DataError, UsageError
+from harness.embedded import check_seed, generate_once
+from harness.errors import UsageError
 from tasks.classification.imagefolder import SPLITS
 
 VERSION = 1
@@ -35,8 +33,6 @@ VERSION = 1
 MIN_SIZE = 16
 """Pixels a side; in smaller pictures the textures would be grey."""
 NUM_CLASSES = 12
-
-_MARK = "generator.json"
 
 
 def fingerprint(seed: int, size: int, num_train: int, num_val: int) -> str:
@@ -51,8 +47,7 @@ def fingerprint(seed: int, size: int, num_train: int, num_val: int) -> str:
     Raises:
         UsageError: an argument is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"data.seed={seed} must lie between 0 and 2**32 - 1")
+    check_seed(seed)
     if size < MIN_SIZE:
         raise UsageError(f"embedded pictures need data.size={MIN_SIZE} or more, not {size}")
     if min(num_train, num_val) < NUM_CLASSES:
@@ -74,9 +69,6 @@ def generate(
 ) -> Path:
     """Write the data set to `root`, unless it is there already, and return `root`.
 
-    It is written to a sibling folder that takes the name `root` when whole. A killed generation
-    therefore leaves no `root`, and of two at once the slower discards its own.
-
     Args:
         root: folder to create; its parents are created too.
         seed: data seed.
@@ -89,44 +81,18 @@ def generate(
         DataError: `root` holds something else, or cannot be written.
         UsageError: an argument is out of range.
     """
-    version = fingerprint(seed, size, num_train, num_val)
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
-    done, total = 0, num_train + num_val
-    try:
-        if _holds(root, version):
-            return root
+    total = num_train + num_val
+
+    def write(folder: Path) -> None:
+        done = 0
         for split, count in zip(SPLITS, (num_train, num_val), strict=True):
             for index in range(count):
-                _write_picture(partial, split, index, seed=seed, size=size)
+                _write_picture(folder, split, index, seed=seed, size=size)
                 done += 1
                 if progress is not None and (done % 100 == 0 or done == total):
                     progress(done, total)
-        (partial / _MARK).write_text(json.dumps({"version": version}), encoding="utf-8")
-        try:
-            partial.rename(root)
-        except OSError:
-            if not _holds(root, version):  # else another process was faster: its files equal ours
-                raise
-    except OSError as error:
-        raise DataError(f"cannot write the embedded data to {root}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
 
-
-def _holds(root: Path, version: str) -> bool:
-    """Tell whether `root` is this data set (true) or does not exist or is empty (false)."""
-    try:
-        found = json.loads((root / _MARK).read_bytes())["version"]
-    except (FileNotFoundError, NotADirectoryError):
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return False
-        found = "something else"
-    except (ValueError, KeyError, TypeError):
-        found = "something else"
-    if found != version:
-        raise DataError(f"{root} holds {found}, not {version}: remove it or name another folder")
-    return True
+    return generate_once(root, fingerprint(seed, size, num_train, num_val), write)
 
 
 def _write_picture(root: Path, split: str, index: int, *, seed: int, size: int) -> None:

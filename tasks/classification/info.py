@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import Field
 
+from harness.embedded import given_root
 from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
@@ -25,7 +25,6 @@ class ClassificationModel(ModelSection):
 class ClassificationData(DataSection):
     """Pictures in class folders: real ones, or shapes generated in the same format."""
 
-    embedded: bool = Field(True, description="generate the data where no root is given")
     size: int = Field(32, ge=1, description="side of the pictures that the network sees, px")
     resize: int | None = Field(
         None, ge=1, description="evaluation: shorter side before the centre crop, px; null = size"
@@ -152,21 +151,7 @@ def _data(spec: Spec) -> ClassificationData:
 
 
 def _given_root(data: ClassificationData) -> Path | None:
-    """Return the folder of real data, or None where the data are generated.
-
-    Raises:
-        DataError: if the preset needs real data and none are given.
-    """
-    if data.root is not None:
-        return Path(data.root).expanduser()
-    if data.embedded:
-        return None
-    if folder := os.environ.get("NORMBENCH_DATA"):
-        return Path(folder).expanduser()
-    raise DataError(
-        "this preset needs ImageNet (ILSVRC 2012 from image-net.org): give data=DIR or set "
-        f"NORMBENCH_DATA ({imagefolder.EXPECTED})"
-    )
+    return given_root(data, f"ImageNet (ILSVRC 2012 from image-net.org; {imagefolder.EXPECTED})")
 
 
 INFO = ClassificationInfo()

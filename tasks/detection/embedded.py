@@ -25,13 +25,12 @@ keeps stable (NEP 19), and so depends neither on the other pictures nor on their
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import DataError, UsageError
+from harness.embedded import check_seed, generate_once
+from harness.errors import UsageError
 
 VERSION = 1
 """Of the generator: raised whenever the same arguments give other pixels or annotations."""
@@ -59,8 +58,7 @@ def fingerprint(seed: int, size: int, num_train: int, num_val: int) -> str:
     Raises:
         UsageError: an argument is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"data.seed={seed} must lie between 0 and 2**32 - 1")
+    check_seed(seed)
     if size < MIN_SIZE:
         raise UsageError(
             f"embedded detection pictures need a size of {MIN_SIZE} or more, not {size}"
@@ -84,9 +82,6 @@ def generate(
 ) -> Path:
     """Write the data set to `root`, unless it is there already, and return `root`.
 
-    It is written to a sibling folder that takes the name `root` when whole. A killed generation
-    therefore leaves no `root`, and of two at once the slower discards its own.
-
     Args:
         root: folder to create; its parents are created too.
         seed: data seed.
@@ -100,44 +95,18 @@ def generate(
         UsageError: an argument is out of range.
     """
     version = fingerprint(seed, size, num_train, num_val)
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
     counts = dict(zip(_SPLITS, (num_train, num_val), strict=True))
-    done = 0
-    try:
-        if _holds(root, version):
-            return root
-        (partial / "annotations").mkdir(parents=True)
+
+    def write(folder: Path) -> None:
+        done = 0
+        (folder / "annotations").mkdir()
         for split, count in counts.items():
-            for _ in _write_split(partial, split, count, seed=seed, size=size, version=version):
+            for _ in _write_split(folder, split, count, seed=seed, size=size, version=version):
                 done += 1
                 if progress is not None:
                     progress(done, num_train + num_val)
-        try:
-            partial.rename(root)
-        except OSError:
-            if not _holds(root, version):  # else another process was faster: its files equal ours
-                raise
-    except OSError as error:
-        raise DataError(f"cannot write the embedded detection data to {root}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
 
-
-def _holds(root: Path, version: str) -> bool:
-    """Tell whether `root` is this data set (true) or does not exist or is empty (false)."""
-    path = root / "annotations" / f"instances_{_SPLITS[-1]}.json"
-    try:
-        found = json.loads(path.read_bytes())["info"]["version"]
-    except (FileNotFoundError, NotADirectoryError):
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return False
-        found = "something else"
-    except (ValueError, KeyError, TypeError):
-        found = "something else"
-    if found != version:
-        raise DataError(f"{root} holds {found}, not {version}: remove it or name another folder")
-    return True
+    return generate_once(root, version, write)
 
 
 def _write_split(

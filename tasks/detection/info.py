@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from harness.errors import DataError
+from harness.embedded import given_root
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Section, Spec
 from harness.task import DataReport, NormFacts, Progress
@@ -91,7 +90,6 @@ class DetectionModel(ModelSection):
 class DetectionData(DataSection):
     """COCO instances: a real folder, or pictures of shapes generated in the same format."""
 
-    embedded: bool = Field(True, description="generate the data where no root is given")
     size: int = Field(96, ge=1, description="embedded data: side of the pictures, px")
     num_train: int = Field(800, ge=1, description="embedded data: training pictures")
     num_val: int = Field(100, ge=1, description="embedded data: evaluation pictures")
@@ -215,20 +213,7 @@ def _sections(spec: Spec) -> tuple[DetectionModel, DetectionData]:
 
 
 def _given_root(data: DetectionData) -> Path | None:
-    """Return the folder of real data, or None where the data are generated.
-
-    Raises:
-        DataError: if the preset needs real data and none are given.
-    """
-    if data.root is not None:
-        return Path(data.root).expanduser()
-    if data.embedded:
-        return None
-    if folder := os.environ.get("NORMBENCH_DATA"):
-        return Path(folder).expanduser()
-    raise DataError(
-        f"this preset needs COCO 2017: give data=DIR or set NORMBENCH_DATA ({coco.EXPECTED})"
-    )
+    return given_root(data, f"COCO 2017 ({coco.EXPECTED})")
 
 
 INFO = DetectionInfo()

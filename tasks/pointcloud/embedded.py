@@ -16,12 +16,11 @@ stable (NEP 19), and so depends neither on the other clouds nor on their number.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.errors import DataError, UsageError
+from harness.embedded import check_seed, generate_once
+from harness.errors import UsageError
 from tasks.pointcloud.modelnet import SHAPE_NAMES, SPLITS
 
 VERSION = 1
@@ -29,8 +28,6 @@ VERSION = 1
 
 NUM_CLASSES = 16
 MIN_POINTS = 32
-
-_MARK = "generator.txt"
 
 
 def fingerprint(seed: int, points: int, num_train: int, num_test: int) -> str:
@@ -45,8 +42,7 @@ def fingerprint(seed: int, points: int, num_train: int, num_test: int) -> str:
     Raises:
         UsageError: an argument is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"data.seed={seed} must lie between 0 and 2**32 - 1")
+    check_seed(seed)
     if points < MIN_POINTS:
         raise UsageError(f"embedded clouds need data.points={MIN_POINTS} or more, not {points}")
     if min(num_train, num_test) < NUM_CLASSES:
@@ -68,9 +64,6 @@ def generate(
 ) -> Path:
     """Write the data set to `root`, unless it is there already, and return `root`.
 
-    It is written to a sibling folder that takes the name `root` when whole. A killed generation
-    therefore leaves no `root`, and of two at once the slower discards its own.
-
     Args:
         root: folder to create; its parents are created too.
         seed: data seed.
@@ -84,42 +77,16 @@ def generate(
         UsageError: an argument is out of range.
     """
     version = fingerprint(seed, points, num_train, num_test)
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
-    total = num_train + num_test
-    try:
-        if _holds(root, version):
-            return root
-        partial.mkdir(parents=True)
+
+    def write(folder: Path) -> None:
         done = 0
         for split, count in zip(SPLITS, (num_train, num_test), strict=True):
-            _write_split(partial, split, count, seed=seed, points=points)
+            _write_split(folder, split, count, seed=seed, points=points)
             done += count
             if progress is not None:
-                progress(done, total)
-        (partial / _MARK).write_text(version + "\n", encoding="utf-8")
-        try:
-            partial.rename(root)
-        except OSError:
-            if not _holds(root, version):  # else another process was faster: its files equal ours
-                raise
-    except OSError as error:
-        raise DataError(f"cannot write the embedded data to {root}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
+                progress(done, num_train + num_test)
 
-
-def _holds(root: Path, version: str) -> bool:
-    """Tell whether `root` is this data set (true) or does not exist or is empty (false)."""
-    try:
-        found = (root / _MARK).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return False
-        found = "something else"
-    if found != version:
-        raise DataError(f"{root} holds {found}, not {version}: remove it or name another folder")
-    return True
+    return generate_once(root, version, write)
 
 
 def _write_split(root: Path, split: str, count: int, *, seed: int, points: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from harness.embedded import given_root
 from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
@@ -36,7 +36,6 @@ class PointcloudModel(ModelSection):
 class PointcloudData(DataSection):
     """ModelNet40 as HDF5 files or as meshes, or solids generated in the format of the first."""
 
-    embedded: bool = Field(True, description="generate the data where no root is given")
     format: Literal["hdf5", "meshes"] = Field(
         "hdf5", description="of real data: modelnet40_ply_hdf5_2048, or ModelNet40's OFF meshes"
     )
@@ -182,20 +181,8 @@ def _sections(spec: Spec) -> tuple[PointcloudModel, PointcloudData]:
 
 
 def _given_root(data: PointcloudData) -> Path | None:
-    """Return the folder of real data, or None where the data are generated.
-
-    Raises:
-        DataError: if the preset needs real data and none are given.
-    """
-    if data.root is not None:
-        return Path(data.root).expanduser()
-    if data.embedded:
-        return None
-    if folder := os.environ.get("NORMBENCH_DATA"):
-        return Path(folder).expanduser()
-    raise DataError(
-        f"this preset needs ModelNet40 ({modelnet.FOLDER}.zip from "
-        "shapenet.cs.stanford.edu/media): give data=DIR or set NORMBENCH_DATA"
+    return given_root(
+        data, f"ModelNet40 ({modelnet.FOLDER}.zip from shapenet.cs.stanford.edu/media)"
     )
 
 

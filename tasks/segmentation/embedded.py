@@ -22,12 +22,11 @@ keeps stable (NEP 19), and so depends neither on the other pictures nor on their
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness.errors import DataError, UsageError
+from harness.embedded import check_seed, generate_once
+from harness.errors import UsageError
 
 VERSION = 2
 """Of the generator: raised whenever the same arguments give other pixels or labels."""
@@ -36,7 +35,6 @@ MIN_SIZE = 32
 """Pixels a side; in smaller pictures the textures would be noise."""
 
 _SPLITS = ("train", "val")
-_MARK = "generator.txt"
 _LARGEST = 1_000_000  # pictures of a split: their names have six digits
 
 
@@ -52,8 +50,7 @@ def fingerprint(seed: int, size: int, num_train: int, num_val: int) -> str:
     Raises:
         UsageError: an argument is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"data.seed={seed} must lie between 0 and 2**32 - 1")
+    check_seed(seed)
     if size < MIN_SIZE:
         raise UsageError(
             f"data.size={size}: embedded segmentation pictures need {MIN_SIZE} or more"
@@ -77,9 +74,6 @@ def generate(
 ) -> Path:
     """Write the data set to `root`, unless it is there already, and return `root`.
 
-    It is written to a sibling folder that takes the name `root` when whole. A killed generation
-    therefore leaves no `root`, and of two at once the slower discards its own.
-
     Args:
         root: folder to create, which will hold `VOC2012`; its parents are created too.
         seed: data seed.
@@ -93,43 +87,17 @@ def generate(
         UsageError: an argument is out of range.
     """
     version = fingerprint(seed, size, num_train, num_val)
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
-    done = 0
-    try:
-        if _holds(root, version):
-            return root
-        (partial / "VOC2012").mkdir(parents=True)
+
+    def write(folder: Path) -> None:
+        done = 0
+        (folder / "VOC2012").mkdir()
         for split, count in zip(_SPLITS, (num_train, num_val), strict=True):
-            for _ in _write_split(partial / "VOC2012", split, count, seed=seed, size=size):
+            for _ in _write_split(folder / "VOC2012", split, count, seed=seed, size=size):
                 done += 1
                 if progress is not None:
                     progress(done, num_train + num_val)
-        (partial / _MARK).write_text(version + "\n", encoding="utf-8")
-        try:
-            partial.rename(root)
-        except OSError:
-            if not _holds(root, version):  # else another process was faster: its files equal ours
-                raise
-    except OSError as error:
-        raise DataError(
-            f"cannot write the embedded segmentation data to {root}: {error}"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
 
-
-def _holds(root: Path, version: str) -> bool:
-    """Tell whether `root` is this data set (true) or does not exist or is empty (false)."""
-    try:
-        found = (root / _MARK).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return False
-        found = "something else"
-    if found != version:
-        raise DataError(f"{root} holds {found}, not {version}: remove it or name another folder")
-    return True
+    return generate_once(root, version, write)
 
 
 def _write_split(root: Path, split: str, count: int, *, seed: int, size: int) -> Iterator[None]:

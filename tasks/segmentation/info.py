@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from harness.embedded import given_root
 from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
@@ -42,7 +42,6 @@ class SegmentationData(DataSection):
     # Predictions are kept beside the numbers and change none.
     not_science: ClassVar[frozenset[str]] = DataSection.not_science | {"save_predictions"}
 
-    embedded: bool = Field(True, description="generate the data where no root is given")
     size: int = Field(64, ge=1, description="embedded data: side of the pictures, px")
     num_train: int = Field(1000, ge=1, description="embedded data: training pictures")
     num_val: int = Field(200, ge=1, description="embedded data: evaluation pictures")
@@ -182,21 +181,7 @@ def _sections(spec: Spec) -> tuple[SegmentationModel, SegmentationData]:
 
 
 def _given_root(data: SegmentationData) -> Path | None:
-    """Return the folder of real data, or None where the data are generated.
-
-    Raises:
-        DataError: if the preset needs real data and none are given.
-    """
-    if data.root is not None:
-        return Path(data.root).expanduser()
-    if data.embedded:
-        return None
-    if folder := os.environ.get("NORMBENCH_DATA"):
-        return Path(folder).expanduser()
-    raise DataError(
-        "this preset needs PASCAL VOC 2012 with the augmented masks: give data=DIR (the VOCdevkit) "
-        "or set NORMBENCH_DATA"
-    )
+    return given_root(data, "PASCAL VOC 2012 with the augmented masks (the VOCdevkit)")
 
 
 INFO = SegmentationInfo()

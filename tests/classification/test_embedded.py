@@ -149,9 +149,9 @@ def test_two_at_once_leave_one_whole_data_set(tmp_path: Path) -> None:
 def test_an_existing_data_set_is_kept_and_a_foreign_folder_refused(
     small: Path, tmp_path: Path
 ) -> None:
-    before = (small / "generator.json").stat().st_mtime_ns
+    before = (small / "generator.txt").stat().st_mtime_ns
     make(small)
-    assert (small / "generator.json").stat().st_mtime_ns == before
+    assert (small / "generator.txt").stat().st_mtime_ns == before
     with pytest.raises(DataError, match=r"holds embedded-classification-v1-s0-.*, not .*-s9-"):
         make(small, seed=9)
     (tmp_path / "mine.txt").touch()

@@ -70,7 +70,7 @@ def test_pixels_and_annotations_are_the_golden_ones(small: Path) -> None:
 def test_same_arguments_give_the_same_files(small: Path, tmp_path: Path) -> None:
     again = generate(tmp_path / "deep" / "data", seed=0, num_train=6, num_val=6)
     files = sorted(path.relative_to(small) for path in small.rglob("*") if path.is_file())
-    assert len(files) == 14
+    assert len(files) == 15
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     assert all((small / f).read_bytes() == (again / f).read_bytes() for f in files)
 

@@ -176,7 +176,7 @@ def test_an_existing_data_set_is_kept_and_a_foreign_folder_refused(
     before = (small / "generator.txt").stat().st_mtime_ns
     generate(small, seed=0, num_train=6, num_val=6)
     assert (small / "generator.txt").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match=r"holds embedded-segmentation-v1-s0-64px-6-6, not .*-s9-"):
+    with pytest.raises(DataError, match=r"holds embedded-segmentation-v2-s0-64px-6-6, not .*-s9-"):
         generate(small, seed=9, num_train=6, num_val=6)
     (tmp_path / "mine.txt").touch()
     with pytest.raises(DataError, match="something else"):
