@@ -12,7 +12,7 @@ one's, which is what statistics over few pictures (batch norm in micro-batch tra
 On disk it is an ImageFolder, as ImageNet is commonly unpacked::
 
     root/train/stripes_disc/0000.png ...    root/val/stripes_disc/0000.png ...
-    root/generator.json
+    root/generator.txt
 
 Picture `index` of a split is drawn from `RandomState([seed, split, index])`, whose stream NumPy
 keeps stable (NEP 19), and so depends neither on the other pictures nor on their number.
