@@ -70,7 +70,7 @@ def test_gradient_does_not_depend_on_the_split(norm: str, head: str, step: int) 
 def test_ignored_pixels_are_ragged_enough_to_matter() -> None:
     trainer, steps = trainer_of("batch.micro=1", LITERAL)
     counts = [trainer.task.counts(chunk.batch)["loss_ce"] for chunk in steps[0]]
-    assert max(counts) > 2 * min(counts)
+    assert max(counts) > 1.5 * min(counts)
 
 
 def test_bn_gradient_depends_on_the_split() -> None:
