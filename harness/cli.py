@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Show, check or generate the data of a task.", no_args_is_help=True)
+data_app = typer.Typer(help="Show, check, prepare or generate a task's data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 TaskName = Annotated[
@@ -163,6 +163,24 @@ def data_check(task: TaskName, words: Words = None) -> None:
     from harness.inspect import check_data
 
     check_data(task, words or [], _console())
+
+
+@data_app.command("prepare")
+def data_prepare(
+    task: TaskName,
+    words: Words = None,
+    given: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="ARCHIVE_OR_DIR", help="An official download; repeatable."),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch it, where a library offers that.")
+    ] = False,
+) -> None:
+    """Unpack official downloads into data=DIR and check them; the same command goes on."""
+    from harness.prepare import prepare_data
+
+    prepare_data(task, words or [], given or [], download, _console())
 
 
 @data_app.command("generate")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.compare import Built
-    from harness.task import Task
+    from harness.task import Task, TaskInfo
 
 
 def one_spec(task: str, words: Sequence[str]) -> Spec:
@@ -219,13 +220,20 @@ def _mini(task: str, key: str) -> object:
 def generate_data(task: str, words: Sequence[str]) -> Path:
     """Generate the embedded data of a spec if they are absent; return their folder."""
     spec = one_spec(task, words)
+    with progress_bar() as progress:
+        return task_info(task).prepare(spec, progress)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar while the context lasts; give what moves it."""
     with Progress(TextColumn("{task.description}"), BarColumn(), transient=True) as bar:
         shown = bar.add_task("data")
 
         def progress(stage: str, done: int, total: int) -> None:
-            bar.update(shown, description=stage, completed=done, total=total)
+            bar.update(shown, description=escape(stage), completed=done, total=total)
 
-        return task_info(task).prepare(spec, progress)
+        yield progress
 
 
 def show_data(task: str, words: Sequence[str], out: Path) -> None:
@@ -250,11 +258,19 @@ def check_data(task: str, words: Sequence[str], console: Console) -> None:
     spec = one_spec(task, words)
     if spec.data.root is None:
         generate_data(task, words)
-    report = task_info(task).check(spec, lambda *_: None)
+    info = task_info(task)
+    try:
+        report = info.check(spec, lambda *_: None)
+    except DataError as error:
+        raise DataError(f"{error}{_sources(info, spec)}") from None
     table = new_table(str(report.root), "what", "found")
     for name, value in report.facts.items():
         table.add_row(name, value)
     console.print(table)
     if report.problems:
-        raise DataError("\n".join(report.problems))
+        raise DataError("\n".join(report.problems) + _sources(info, spec))
     console.print("the data are as they should be")
+
+
+def _sources(info: TaskInfo, spec: Spec) -> str:
+    return f"\nofficial downloads of {info.downloads}" if spec.data.root else ""

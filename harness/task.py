@@ -61,6 +61,8 @@ class TaskInfo(Protocol):
 
     name: str
     title: str
+    downloads: str
+    """Names and sources of the official downloads, in words."""
     implementation: str
     """``module:Class`` of the ``Task``, imported only when a run starts."""
     numerics: int
@@ -101,6 +103,22 @@ class TaskInfo(Protocol):
 
     def prepare(self, spec: Spec, progress: Progress) -> Path:
         """Generate the embedded data if they are absent; check real data quickly."""
+        ...
+
+    def unpack(self, spec: Spec, sources: Sequence[Path], progress: Progress) -> None:
+        """Turn official downloads into the layout of ``spec.data.root``.
+
+        Raises:
+            DataError: if one is missing, damaged, not safe to unpack, or of something else.
+        """
+        ...
+
+    def download(self, spec: Spec, folder: Path) -> None:
+        """Fetch what ``unpack`` takes into ``folder`` through a library that offers it.
+
+        Raises:
+            DataError: if none does, naming the official source.
+        """
         ...
 
     def check(self, spec: Spec, progress: Progress) -> DataReport:

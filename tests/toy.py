@@ -31,6 +31,7 @@ class ToyData(DataSection):
 class ToyInfo:
     name = "toy"
     title = "toy"
+    downloads = "noise"
     implementation = "tests.toy:Toy"
     numerics = 1
     separable = True
@@ -58,6 +59,12 @@ class ToyInfo:
 
     def prepare(self, spec, progress) -> Path:
         return Path("nowhere")
+
+    def unpack(self, spec, sources, progress) -> None:
+        raise NotImplementedError
+
+    def download(self, spec, folder) -> None:
+        raise NotImplementedError
 
     def check(self, spec, progress) -> DataReport:
         return DataReport(Path("nowhere"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
 from harness.task import DataReport, NormFacts, Progress
-from tasks.classification import architectures, embedded, imagefolder
+from tasks.classification import architectures, embedded, imagefolder, prepare
 
 
 class ClassificationModel(ModelSection):
@@ -51,6 +52,7 @@ class ClassificationInfo:
 
     name = "classification"
     title = "image classification on ImageNet with ResNets (torchvision)"
+    downloads = prepare.DOWNLOADS
     implementation = "tasks.classification.task:ClassificationTask"
     numerics = 1
     separable = True
@@ -126,6 +128,16 @@ class ClassificationInfo:
             num_val=data.num_val,
             progress=lambda done, total: progress("generate", done, total),
         )
+
+    def unpack(self, spec: Spec, sources: Sequence[Path], progress: Progress) -> None:
+        """Fill a folder of pictures by class."""
+        prepare.unpack(self.data_root(spec), sources, progress)
+
+    def download(self, spec: Spec, folder: Path) -> None:
+        """Fetch Imagenette through torchvision; ImageNet has no download without a login."""
+        if not _data(spec).embedded:
+            raise DataError(f"no library here downloads ImageNet: fetch {self.downloads}")
+        prepare.download(folder)
 
     def check(self, spec: Spec, progress: Progress) -> DataReport:
         """Count the pictures of every class and open a sample of them."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from harness import archives
 from harness.embedded import given_root
+from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Section, Spec
 from harness.task import DataReport, NormFacts, Progress
-from tasks.detection import coco, embedded
+from tasks.detection import coco, embedded, prepare
 
 LEVELS = 5  # p2 .. p6
 _STRIDE = 32  # of res5 and p5, the coarsest maps with a norm
@@ -113,6 +116,7 @@ class DetectionInfo:
 
     name = "detection"
     title = "instance segmentation on COCO with Mask R-CNN (detectron2)"
+    downloads = prepare.DOWNLOADS
     implementation = "tasks.detection.task:DetectionTask"
     numerics = 1
     # Images of a forward are padded to a common size, and stock losses average over its regions.
@@ -188,6 +192,14 @@ class DetectionInfo:
             num_val=data.num_val,
             progress=lambda done, total: progress("generate", done, total),
         )
+
+    def unpack(self, spec: Spec, sources: Sequence[Path], progress: Progress) -> None:
+        """Fill a COCO folder."""
+        archives.unpack(sources, self.data_root(spec), prepare.LAYOUT, progress)
+
+    def download(self, spec: Spec, folder: Path) -> None:
+        """Refuse: no library here downloads COCO."""
+        raise DataError(f"no library here downloads COCO: fetch {self.downloads}")
 
     def check(self, spec: Spec, progress: Progress) -> DataReport:
         """Read both annotation files, look for every image and open a sample of them."""

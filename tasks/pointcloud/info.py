@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
 from harness.task import DataReport, NormFacts, Progress
-from tasks.pointcloud import architectures, embedded, modelnet
+from tasks.pointcloud import architectures, embedded, modelnet, prepare
 
 
 class PointcloudModel(ModelSection):
@@ -64,6 +65,7 @@ class PointcloudInfo:
 
     name = "pointcloud"
     title = "point-cloud classification on ModelNet40 with DGCNN"
+    downloads = prepare.DOWNLOADS
     implementation = "tasks.pointcloud.task:PointcloudTask"
     numerics = 1
     separable = True  # clouds of one size, each with a graph of its own
@@ -153,6 +155,21 @@ class PointcloudInfo:
             return meshes.sample_all(meshes.find(_real_root(data)), root, progress)
         modelnet.check_layout(root)
         return root
+
+    def unpack(self, spec: Spec, sources: Sequence[Path], progress: Progress) -> None:
+        """Fill a folder of HDF5 files or of meshes."""
+        _, data = _sections(spec)
+        prepare.unpack(_real_root(data), sources, progress)
+
+    def download(self, spec: Spec, folder: Path) -> None:
+        """Fetch the meshes through torch-geometric; no library here offers the HDF5 files."""
+        _, data = _sections(spec)
+        if data.format != "meshes":
+            raise DataError(
+                "torch-geometric downloads the meshes: add data.format=meshes, or fetch "
+                f"{self.downloads}"
+            )
+        prepare.download(folder)
 
     def check(self, spec: Spec, progress: Progress) -> DataReport:
         """Read every cloud; hold ModelNet40 against its numbers and checksums."""

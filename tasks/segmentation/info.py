@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from harness.errors import DataError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
 from harness.task import DataReport, NormFacts, Progress
-from tasks.segmentation import embedded, voc
+from tasks.segmentation import embedded, prepare, voc
 
 _R101_WIDTHS = (64, 128, 256, 512, 1024, 2048)
 
@@ -67,6 +68,7 @@ class SegmentationInfo:
 
     name = "segmentation"
     title = "semantic segmentation on PASCAL VOC with DeepLabv3 (torchvision)"
+    downloads = prepare.DOWNLOADS
     implementation = "tasks.segmentation.task:SegmentationTask"
     numerics = 1
     separable = True  # crops of one size, and a loss that is a sum over pixels
@@ -154,6 +156,14 @@ class SegmentationInfo:
             progress=lambda done, total: progress("generate", done, total),
         )
         return root
+
+    def unpack(self, spec: Spec, sources: Sequence[Path], progress: Progress) -> None:
+        """Fill a VOC 2012 folder."""
+        prepare.unpack(self.data_root(spec), sources, progress)
+
+    def download(self, spec: Spec, folder: Path) -> None:
+        """Fetch VOC 2012 through torchvision, which does not offer the augmented masks."""
+        prepare.download(folder)
 
     def check(self, spec: Spec, progress: Progress) -> DataReport:
         """Read the lists, look for every file and open a sample of them."""
