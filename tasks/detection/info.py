@@ -205,7 +205,8 @@ class DetectionInfo:
         """Read both annotation files, look for every image and open a sample of them."""
         from tasks.detection.inspection import inspect
 
-        return inspect(self.prepare(spec, progress), progress)
+        real = not _sections(spec)[1].embedded
+        return inspect(self.prepare(spec, progress), progress, official=real)
 
     def show(self, spec: Spec, out: Path) -> None:
         """Draw training images with their boxes and masks."""

@@ -13,12 +13,13 @@ _OPENED = 200  # images of each split
 _OFFICIAL = {coco.TRAIN: 118_287, coco.VAL: 5_000}
 
 
-def inspect(root: Path, progress: Progress) -> DataReport:
+def inspect(root: Path, progress: Progress, *, official: bool = False) -> DataReport:
     """Check a COCO folder.
 
     Args:
         root: the folder.
         progress: told of the images opened.
+        official: whether the counts must be COCO 2017's.
 
     Returns:
         Counts of each split, and every problem found in words.
@@ -35,6 +36,11 @@ def inspect(root: Path, progress: Progress) -> DataReport:
         categories[split] = annotations.category_ids
         facts |= _count(split, annotations)
         problems += _find_images(root / split, annotations, progress)
+        if official and len(annotations.images) != _OFFICIAL[split]:
+            problems.append(
+                f"{annotations.path} lists {len(annotations.images):,} images, COCO 2017 has "
+                f"{_OFFICIAL[split]:,}: unpack annotations_trainval2017.zip (cocodataset.org) again"
+            )
     if categories[coco.TRAIN] != categories[coco.VAL]:
         problems.append("the two annotation files list different categories")
     return DataReport(root, facts, problems)

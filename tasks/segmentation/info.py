@@ -170,7 +170,8 @@ class SegmentationInfo:
         from tasks.segmentation.inspection import inspect
 
         _, data = _sections(spec)
-        return inspect(self.data_root(spec), data.train_set, progress)
+        real = not data.embedded
+        return inspect(self.data_root(spec), data.train_set, progress, official=real)
 
     def show(self, spec: Spec, out: Path) -> None:
         """Draw training images beside their masks."""

@@ -12,13 +12,16 @@ from tasks.segmentation.dataset import read_pair
 _OPENED = 200  # pairs of each list
 
 
-def inspect(root: Path, train_set: str, progress: Progress) -> DataReport:
+def inspect(
+    root: Path, train_set: str, progress: Progress, *, official: bool = False
+) -> DataReport:
     """Check a VOC 2012 folder.
 
     Args:
         root: the folder.
         train_set: list of training images that a run would use; only its layout must be whole.
         progress: told of the pairs opened.
+        official: whether the two lists of a run must have VOC 2012's counts.
 
     Returns:
         Counts of every list that is there, and every problem found in words.
@@ -35,6 +38,8 @@ def inspect(root: Path, train_set: str, progress: Progress) -> DataReport:
     for name, path in voc.list_files(root, train_set).items():
         if path.is_file():
             problems += _look(root, name, path, len(names), progress)
+            if official:
+                problems += _miscounted(root, name, path)
     overlap = _overlap(root, train_set)
     if overlap:
         problems.append(f"{len(overlap):,} images are in {train_set} and in val: {overlap[0]}, ...")
@@ -57,6 +62,17 @@ def _counted(root: Path, name: str, path: Path) -> str:
         return f"{len(voc.read_list(root, path)):,} pairs{theirs}"
     except DataError:
         return "unreadable"
+
+
+def _miscounted(root: Path, name: str, path: Path) -> list[str]:
+    try:
+        num_pairs = len(voc.read_list(root, path))
+    except DataError:
+        return []  # told by _look
+    official = voc.OFFICIAL_COUNTS[name]
+    if num_pairs == official:
+        return []
+    return [f"{path} lists {num_pairs:,} pairs, VOC 2012 has {official:,}: fetch the list again"]
 
 
 def _look(root: Path, name: str, path: Path, num_classes: int, progress: Progress) -> list[str]:

@@ -9,6 +9,7 @@ from harness.distributed import Ranks
 from harness.feed import Steps, feed
 from harness.loop import Trainer
 from harness.registry import task_info
+from harness.spec import build
 from harness.worker import build_model
 from tests.detection.conftest import detection_spec, detection_task
 
@@ -51,3 +52,9 @@ def test_the_check_finds_the_samples_sound(coco_samples: Path) -> None:
     report = task_info("detection").check(detection_spec(f"data={coco_samples}"), lambda *_: None)
     assert list(report.problems) == []
     assert report.facts["val2017 images"].startswith("40 ")
+
+
+def test_the_published_protocol_needs_the_official_counts(coco_samples: Path) -> None:
+    spec = build("detection", [("preset", "paper"), ("data", str(coco_samples))])
+    report = task_info("detection").check(spec, lambda *_: None)
+    assert any("lists 60 images, COCO 2017 has 118,287" in problem for problem in report.problems)

@@ -10,6 +10,7 @@ from harness.feed import Steps, feed
 from harness.loop import Trainer
 from harness.registry import task_info
 from harness.rng import numpy_rng
+from harness.spec import build
 from harness.worker import build_model
 from tasks.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import segmentation_spec, segmentation_task
@@ -66,3 +67,9 @@ def test_the_check_finds_the_samples_sound(voc_samples: Path, train_set: str) ->
     assert list(report.problems) == []
     assert report.facts["train_aug"] == "80 pairs (VOC 2012: 10,582)"
     assert report.facts["val"] == "40 pairs (VOC 2012: 1,449)"
+
+
+def test_the_published_protocol_needs_the_official_counts(voc_samples: Path) -> None:
+    spec = build("segmentation", [("preset", "paper"), ("data", str(voc_samples))])
+    report = task_info("segmentation").check(spec, lambda *_: None)
+    assert any("lists 80 pairs, VOC 2012 has 10,582" in problem for problem in report.problems)
