@@ -28,7 +28,7 @@ from pathlib import Path
 from harness.embedded import check_seed, generate_once
 from harness.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 """Of the generator: raised whenever the same arguments give other pixels or labels."""
 
 MIN_SIZE = 32
