@@ -24,6 +24,7 @@ from harness import archives
 from harness.cli import main
 from tasks.classification.prepare import _DEVKIT
 from tasks.segmentation import prepare as segmentation
+from tasks.segmentation.voc import OFFICIAL_COUNTS
 
 VOC_TAR = "VOCtrainval_11-May-2012.tar"
 
@@ -95,6 +96,8 @@ def voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_segmentation(voc, tmp_path, monkeypatch, capsys):
     root = tmp_path / "wohin damit é"
+    for name, count in (("train_aug", 3), ("val", 1)):
+        monkeypatch.setitem(OFFICIAL_COUNTS, name, count)
     words = ("segmentation", "preset=paper", "init=scratch", f"data={root}")
     assert prepare(monkeypatch, *words, "--from", voc[0], "--from", voc[1]) == 0
     found = tree(root / "VOCdevkit" / "VOC2012")
