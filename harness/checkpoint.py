@@ -28,6 +28,10 @@ class Progress:
     """CPU threads of the first sitting; kept, since float sums depend on them."""
     chunk: int = 0
     """Images that one forward executes; kept for the same reason."""
+    evaluated: int = 0
+    """The step of the newest evaluation on the way."""
+    best: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """The best value of each metric so far, and its step."""
     torch_version: str = field(default_factory=lambda: str(torch.__version__))
 
 

@@ -59,7 +59,9 @@ def _training_rows(path: Path, step: int) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row.get("event") == "train" and row["step"] <= step:
+        # A checkpoint is made before the evaluation of its step, which will come again.
+        last = {"train": step, "evaluation": step - 1}.get(row.get("event"), -1)
+        if row.get("step", 0) <= last:
             yield line + "\n"
 
 

@@ -141,8 +141,9 @@ def train(
     run: RunDir,
     stop: StopRequest,
     report: Callable[[dict[str, Any]], None],
+    evaluate: Callable[[], object],
 ) -> None:
-    """Train from the trainer's progress to the last step, saving on the way.
+    """Train from the trainer's progress to the last step, saving and evaluating on the way.
 
     Raises:
         Interrupted: once asked to stop, after saving.
@@ -163,6 +164,13 @@ def train(
     saved = logged = time.monotonic()
     images, since = 0, logged
     while progress.step < spec.steps:
+        if _due(progress, spec.exec.eval_every):
+            save()
+            if ranks.is_main:
+                evaluate()
+            progress.evaluated = progress.step
+            trainer.model.train()
+            saved = time.monotonic()
         began = time.monotonic()
         window = next(windows)
         progress.wait_s += time.monotonic() - began
@@ -185,6 +193,10 @@ def train(
             save()
             saved = time.monotonic()
     save()
+
+
+def _due(progress: Progress, every: int) -> bool:
+    return every > 0 and progress.step % every == 0 and progress.step > progress.evaluated
 
 
 def _row(

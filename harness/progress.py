@@ -40,6 +40,10 @@ def describe(row: dict[str, Any]) -> str:
     )
 
 
+def _values(row: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.2f}" for name, value in row["metrics"].items())
+
+
 def clock(seconds: float) -> str:
     """Write a duration as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
@@ -72,6 +76,8 @@ class PlainLines:
                 width = len(str(self.steps))
                 eta = f"  eta {clock(row['eta_s'])}" if row["eta_s"] else ""
                 self.say(f"step {row['step']:>{width}}/{self.steps}  {describe(row)}{eta}")
+            case "evaluation" if row["step"] < self.steps:
+                self.say(f"step {row['step']}/{self.steps}  {_values(row)}")
             case "stage" if row["done"] in (0, row["total"]):
                 self.say(f"{row['stage']} {row['done']}/{row['total']}")
             case "remark":
@@ -115,6 +121,8 @@ class Bar:
                 self._draw("training", row["step"], self.steps, f"eta {clock(row['eta_s'])}")
             case "stage":
                 self._draw(row["stage"], row["done"], row["total"], "")
+            case "evaluation" if row["step"] < self.steps:
+                self.say(f"step {row['step']}/{self.steps}  {_values(row)}")
             case "remark":
                 self.say(row["text"])
 

@@ -36,6 +36,13 @@ class MetricRow(_Data):
     se: float | None = None
 
 
+class Best(_Data):
+    """The best value of a metric over all evaluations of a run; stored, never reported."""
+
+    value: float
+    step: int
+
+
 class NormCounts(_Data):
     """The audit in numbers."""
 
@@ -59,6 +66,8 @@ class Record(_Data):
     is_result: bool
     """False for ``preset=smoke``: mechanics only, barred from tables."""
     metrics: tuple[MetricRow, ...]
+    best: dict[str, Best] = {}
+    """Of each metric, where the run was evaluated on the way (``exec.eval_every``) too."""
     norm: NormCounts
     stat_batch: int | None
     """Images that each batch statistic saw; None where there is none."""

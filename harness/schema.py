@@ -182,6 +182,9 @@ class ExecSection(Section):
     ws_once: bool = Field(
         True, description="standardise weights once per step, not once per forward"
     )
+    eval_every: int = Field(
+        0, ge=0, description="steps between evaluations on the way, for the curve; 0 = none"
+    )
     log_s: float = Field(5.0, gt=0, description="seconds between progress lines")
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between checkpoints")
 

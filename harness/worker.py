@@ -11,7 +11,6 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
 from harness.environment import environment
 from harness.errors import EnvironmentProblem, Interrupted, NormbenchError, UsageError
+from harness.evaluation import best_of, evaluate
 from harness.identity import science, stat_batch
 from harness.init import load_init
 from harness.journal import Journal
@@ -103,11 +103,11 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
         for remark in (*remarks, audit.summary(), on):
             print(remark)  # noqa: T201  # the worker's stdout is log.txt
             journal.remark(remark)
-        train(trainer, run, stop, journal)
+        train(trainer, run, stop, journal, lambda: evaluate(trainer, journal, stop))
         if spec.bn_eval == "precise":
             journal.remark(_re_estimate(trainer, journal, stop))
         if ranks.is_main:
-            rows = _evaluate(task, trainer, journal, stop)
+            rows = evaluate(trainer, journal, stop)
             write_record(run, _record(spec, run, audit, rows, trainer, where))
     ranks.close()
 
@@ -134,22 +134,6 @@ def _re_estimate(trainer: Trainer, journal: Journal, stop: StopRequest) -> str:
     return f"batch norm's averages were estimated anew from {images} training images"
 
 
-def _evaluate(
-    task: Task, trainer: Trainer, journal: Journal, stop: StopRequest
-) -> tuple[MetricRow, ...]:
-    def progress(stage: str, done: int, total: int) -> None:
-        journal.stage(stage, done, total)
-        if stop:
-            raise stop.error("the trained model is saved")
-
-    began = time.monotonic()
-    trainer.model.eval()
-    with torch.no_grad():
-        metrics = task.evaluate(trainer.model, trainer.device, progress)
-    trainer.progress.eval_s += time.monotonic() - began
-    return tuple(MetricRow(**asdict(metric)) for metric in metrics)
-
-
 def _record(
     spec: Spec,
     run: RunDir,
@@ -168,6 +152,7 @@ def _record(
         fingerprint=canonical["data"]["fingerprint"],
         is_result=spec.preset != "smoke",
         metrics=metrics,
+        best=best_of(trainer) if spec.exec.eval_every else {},
         norm=NormCounts(
             num_norm_sites=audit.num_norm_sites,
             num_standardised=audit.num_standardised,
