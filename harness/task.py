@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from harness.schema import DataSection, LossSection, ModelSection, Spec
 
@@ -140,6 +140,14 @@ class TrainData(Protocol):
     def sample(self, index: int, rng: RandomState) -> Any:
         """Return sample ``index``, augmented by draws from ``rng`` alone."""
         ...
+
+
+@runtime_checkable
+class GroupedTrainData(TrainData, Protocol):
+    """Training samples of which a micro-batch holds one group only, e.g. images of one format."""
+
+    groups: bytes | None
+    """The group of each sample, one byte each; None where they are not grouped."""
 
 
 class Task(Protocol):

@@ -126,15 +126,15 @@ def _check_structure(path: Path, content: Any) -> None:
         raise DataError(f"{path} lists no {empty}; {expected}")
 
 
-def training_objects(annotations: Sequence[Json]) -> list[Json]:
+def training_objects(annotations: Sequence[Json], *, masks: bool = True) -> list[Json]:
     """Return the objects of an image that training uses, or nothing if the image is skipped.
 
     Crowds are no training objects, and an image of which no object is wider and higher than one
     pixel is skipped (maskrcnn-benchmark, ``data/datasets/coco.py``): of train2017's 118,287 images
-    117,266 remain. Objects without any polygon of three points or run lengths are dropped, as by
-    detectron2's ``load_coco_json``.
+    117,266 remain. Where masks are learnt, objects without any polygon of three points or run
+    lengths are dropped, as by detectron2's ``load_coco_json``.
     """
-    objects = [a for a in annotations if not a.get("iscrowd", 0) and has_mask(a)]
+    objects = [a for a in annotations if not a.get("iscrowd", 0) and (not masks or has_mask(a))]
     return objects if any(a["bbox"][2] > 1 and a["bbox"][3] > 1 for a in objects) else []
 
 

@@ -85,9 +85,9 @@ import_detectron2()
 # ruff: noqa: E402  # from here on detectron2 can be imported
 from detectron2.data import detection_utils, transforms
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import Conv2d, ROIAlign, ShapeSpec
 from detectron2.modeling import FPN, GeneralizedRCNN, ResNet, StandardROIHeads
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.anchor_generator import BufferList, DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -97,7 +97,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_loss
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 
 __all__ = [
@@ -108,6 +108,8 @@ __all__ = [
     "BottleneckBlock",
     "Box2BoxTransform",
     "BoxMode",
+    "Boxes",
+    "BufferList",
     "Conv2d",
     "DefaultAnchorGenerator",
     "EventStorage",
@@ -118,6 +120,7 @@ __all__ = [
     "LastLevelMaxPool",
     "MaskRCNNConvUpsampleHead",
     "Matcher",
+    "ROIAlign",
     "ROIPooler",
     "ResNet",
     "ShapeSpec",

@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from harness.errors import DataError
-from tasks.detection import coco
+from tasks.detection import coco, maskrcnn_benchmark
 from tasks.detection.d2 import BoxMode, Instances, detection_utils, transforms
 
 if TYPE_CHECKING:
@@ -27,14 +27,21 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 """``image`` (3, H, W) uint8 BGR; ``height`` and ``width`` of the file; ``image_id``; in training
-also ``instances`` with ``gt_boxes``, ``gt_classes``, ``gt_masks`` in pixels of ``image``."""
+also ``instances`` with ``gt_boxes``, ``gt_classes``, maybe ``gt_masks`` in pixels of ``image``."""
 
 
 class CocoImages:
-    """The images of one split; the training samples of ``harness.task.TrainData``."""
+    """The images of one split; the training samples of ``harness.task.GroupedTrainData``."""
 
     def __init__(
-        self, root: Path, split: str, annotations: coco.Annotations, data: DetectionData
+        self,
+        root: Path,
+        split: str,
+        annotations: coco.Annotations,
+        data: DetectionData,
+        *,
+        masks: bool = True,
+        pixels: bool = False,
     ) -> None:
         """Keep what sampling needs of ``annotations``; no image is opened.
 
@@ -43,12 +50,14 @@ class CocoImages:
             split: ``coco.TRAIN``, of which only images with usable objects are kept, or
                 ``coco.VAL``, of which all are kept and none needs objects.
             annotations: of that split.
-            data: sizes and flipping.
+            data: sizes, flipping and grouping.
+            masks: whether masks are learnt.
+            pixels: whether boxes end on their last pixel (``model.boxes``).
 
         Raises:
             DataError: if no training image has a usable object.
         """
-        self.data = data
+        self.data, self.pixels = data, pixels
         classes = {category: i for i, category in enumerate(annotations.category_ids)}
         records = []
         for image in annotations.images:
@@ -59,15 +68,28 @@ class CocoImages:
                 "width": image["width"],
             }
             if split == coco.TRAIN:
-                objects = coco.training_objects(annotations.by_image.get(image["id"], []))
+                size = image["height"], image["width"]
+                found = annotations.by_image.get(image["id"], [])
+                objects = coco.training_objects(found, masks=masks)
+                if pixels:
+                    objects = [
+                        item
+                        for item in objects
+                        if maskrcnn_benchmark.is_more_than_a_pixel(item["bbox"], *size)
+                    ]
                 if not objects:
                     continue
-                size = image["height"], image["width"]
-                record["annotations"] = [_object(item, classes, size) for item in objects]
+                record["annotations"] = [_object(o, classes, size, masks=masks) for o in objects]
             records.append(record)
         if not records:
             raise DataError(f"{annotations.path}: no image has an object to train on")
         self._records = _Packed(records)
+        self.groups = (
+            # As maskrcnn-benchmark's `_quantize`: height over width below 1, or not.
+            bytes(record["height"] >= record["width"] for record in records)
+            if data.group_by_aspect
+            else None
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -101,7 +123,11 @@ class CocoImages:
             "image_id": record["image_id"],
         }
         if "annotations" in record:
-            sample["instances"] = _instances(record["annotations"], change, to)
+            instances = _instances(record["annotations"], change, to)
+            if self.pixels:
+                scale = to[1] / width, to[0] / height
+                maskrcnn_benchmark.scale_pixels(instances, scale, flipped=flip)
+            sample["instances"] = detection_utils.filter_empty_instances(instances)
         return sample
 
 
@@ -121,31 +147,34 @@ class _Packed:
         return pickle.loads(self._bytes[start : self._ends[index]].data)
 
 
-def _object(annotation: coco.Json, classes: dict[int, int], size: tuple[int, int]) -> coco.Json:
+def _object(
+    annotation: coco.Json, classes: dict[int, int], size: tuple[int, int], *, masks: bool
+) -> coco.Json:
     """Turn an annotation into detectron2's: contiguous class, compressed run lengths."""
+    converted: coco.Json = {
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": classes[annotation["category_id"]],
+    }
+    if not masks:
+        return converted
     region = annotation["segmentation"]
     if isinstance(region, dict):
         if isinstance(region["counts"], list):
             region = coco_mask.frPyObjects(region, *size)
     else:
         region = [np.asarray(polygon) for polygon in region if coco.valid_polygon(polygon)]
-    return {
-        "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": classes[annotation["category_id"]],
-        "segmentation": region,
-    }
+    return converted | {"segmentation": region}
 
 
 def _instances(objects: list[coco.Json], change: Any, size: tuple[int, int]) -> Instances:
-    """Move the objects with their image; those of no extent afterwards are dropped."""
+    """Move the objects with their image."""
     # One run length among the objects makes bitmaps of all: Instances hold one kind of mask.
-    any_rle = any(isinstance(item["segmentation"], dict) for item in objects)
+    any_rle = any(isinstance(item.get("segmentation"), dict) for item in objects)
     moved = [detection_utils.transform_instance_annotations(o, change, size) for o in objects]
-    instances = detection_utils.annotations_to_instances(
+    return detection_utils.annotations_to_instances(
         moved, size, mask_format="bitmask" if any_rle else "polygon"
     )
-    return detection_utils.filter_empty_instances(instances)
 
 
 def read_bgr(record: dict[str, Any]) -> NDArray[np.uint8]:

@@ -13,9 +13,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from harness.task import Metric, Progress
-from tasks.detection import coco
-from tasks.detection.d2 import instances_to_coco_json
-from tasks.detection.dataset import CocoImages
+from tasks.detection import coco, maskrcnn_benchmark
+from tasks.detection.d2 import Instances, instances_to_coco_json
+from tasks.detection.dataset import CocoImages, Sample
 
 _KINDS = {"bbox": "box", "segm": "mask"}
 _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCOeval.stats
@@ -40,19 +40,28 @@ def predict(
     for index in range(len(images)):
         sample = images.evaluation_sample(index)
         with torch.no_grad():
-            instances = model([sample])[0]["instances"].to("cpu")
+            instances = _detect(model, sample, pixels=images.pixels).to("cpu")
         for result in instances_to_coco_json(instances, sample["image_id"]):
             yield result | {"category_id": category_ids[result["category_id"]]}
         progress("evaluate", index + 1, len(images))
 
 
-def score(truth: COCO, results: Sequence[dict[str, Any]]) -> list[Metric]:
+def _detect(model: nn.Module, sample: Sample, *, pixels: bool) -> Instances:
+    """Return the detections of an image in its own size, ``pred_masks`` (N, H, W)."""
+    if not pixels:
+        return model([sample])[0]["instances"]
+    found = model.inference([sample], do_postprocess=False)[0]  # type: ignore[operator]
+    return maskrcnn_benchmark.to_image(found, sample["height"], sample["width"])
+
+
+def score(truth: COCO, results: Sequence[dict[str, Any]], *, masks: bool = True) -> list[Metric]:
     """Measure box and mask AP of results in COCO's format.
 
     Args:
         truth: from ``ground_truth``.
         results: dicts of ``image_id``, ``category_id``, ``bbox``, ``segmentation`` (run lengths)
             and ``score``; none at all scores 0, of an image the best 100 count.
+        masks: whether to measure masks; without, ``segmentation`` may be absent.
 
     Returns:
         AP, AP50, AP75 and AP of small, medium and large objects, in %; those for which the ground
@@ -60,6 +69,8 @@ def score(truth: COCO, results: Sequence[dict[str, Any]]) -> list[Metric]:
     """
     metrics = []
     for kind, prefix in _KINDS.items():
+        if kind == "segm" and not masks:
+            continue
         detections = _indexed(_as_annotations(results, kind), truth.dataset)
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(truth, detections, kind)

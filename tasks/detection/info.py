@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from harness import archives
 from harness.embedded import given_root
@@ -16,16 +16,37 @@ from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Section, Spec
 from harness.task import DataReport, NormFacts, Progress
 from tasks.detection import coco, embedded, prepare
+from tasks.detection.architectures import ModelName, architecture
 
 LEVELS = 5  # p2 .. p6
 _STRIDE = 32  # of res5 and p5, the coarsest maps with a norm
 
 
-class RPNSection(Section):
+class _Later(Section):
+    """A section in which some keys came later than results.
+
+    At their default they change nothing, so they are left out of what is written and hashed: a run
+    that does not use them keeps its identity. Their defaults must never change.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        unused = {key for key in self.later if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in content.items() if key not in unused}
+
+
+class RPNSection(_Later):
     """The region proposal network, one anchor size a pyramid level."""
 
     anchor_sizes: tuple[int, int, int, int, int] = Field(description="anchor sides of p2..p6, px")
     anchor_ratios: tuple[float, ...] = Field(description="height / width of the anchors")
+    anchors: Literal["exact", "rounded"] = Field(
+        "exact", description="rounded: sides rounded at the scale of the stride, as in Detectron"
+    )
     anchor_margin: int = Field(
         ge=-1, description="px an anchor may stand out of the image in training; -1 = any"
     )
@@ -36,8 +57,12 @@ class RPNSection(Section):
     nms_iou: float = Field(gt=0, le=1, description="IoU above which a proposal is a duplicate")
     pre_nms_train: int = Field(ge=1, description="proposals per level before NMS, training")
     pre_nms_test: int = Field(ge=1, description="the same, evaluation")
-    post_nms_train: int = Field(ge=1, description="proposals per image after NMS, training")
-    post_nms_test: int = Field(ge=1, description="the same, evaluation")
+    post_nms_train: int = Field(ge=1, description="proposals after NMS, training")
+    post_nms_test: int = Field(ge=1, description="proposals per image after NMS, evaluation")
+    proposals_per: Literal["image", "batch"] = Field(
+        "image", description="what post_nms_train counts: an image's, or a micro-batch's together"
+    )
+    later = frozenset({"anchors", "proposals_per"})
 
 
 class BoxSection(Section):
@@ -55,7 +80,10 @@ class BoxSection(Section):
 
 
 class MaskSection(Section):
-    """The mask head: convs with norm, a deconv that doubles the side, a predictor."""
+    """The mask head: convs with norm, a deconv that doubles the side, a predictor.
+
+    Faster R-CNN has none, and does not read this.
+    """
 
     num_convs: int = Field(ge=0, description="3x3 convs with norm")
     channels: int = Field(ge=1, description="of the convs and the deconv")
@@ -70,11 +98,11 @@ class TestSection(Section):
     max_detections: int = Field(ge=1, description="detections kept per image")
 
 
-class DetectionModel(ModelSection):
-    """Mask R-CNN on a ResNet with a feature pyramid; batch norm at every site before surgery."""
+class DetectionModel(_Later, ModelSection):
+    """Mask or Faster R-CNN on a ResNet with a feature pyramid; batch norm before surgery."""
 
-    name: Literal["mask_rcnn_mini", "mask_rcnn_r50_fpn"] = Field(
-        description="mini: narrow ResNet-18 with basic blocks; r50: ResNet-50 with bottlenecks"
+    name: ModelName = Field(
+        description="mini: narrow ResNet-18 with basic blocks; r: ResNet; x: ResNeXt"
     )
     freeze_at: int = Field(ge=0, le=5, description="stages frozen: 1 the stem, 2 also res2, ...")
     width: int = Field(ge=1, description="channels of the stem; 64 in the ResNets as published")
@@ -84,13 +112,22 @@ class DetectionModel(ModelSection):
     roi_align: Literal["ROIAlign", "ROIAlignV2"] = Field(description="V2: shifted by half a pixel")
     sampling_ratio: int = Field(ge=0, description="samples per pooled cell and axis; 0 = adaptive")
     roi_canonical: float = Field(gt=0, description="side of the region that is pooled from p4, px")
+    boxes: Literal["edges", "pixels"] = Field(
+        "edges",
+        description="where a box ends: on an edge between pixels (detectron2), or on its last "
+        "pixel, one further in (maskrcnn-benchmark)",
+    )
+    weight_init: Literal["detectron2", "maskrcnn_benchmark"] = Field(
+        "detectron2", description="distributions of random initial weights"
+    )
+    later = frozenset({"boxes", "weight_init"})
     rpn: RPNSection
     box: BoxSection
     mask: MaskSection
     test: TestSection
 
 
-class DetectionData(DataSection):
+class DetectionData(_Later, DataSection):
     """COCO instances: a real folder, or pictures of shapes generated in the same format."""
 
     size: int = Field(96, ge=1, description="embedded data: side of the pictures, px")
@@ -99,6 +136,10 @@ class DetectionData(DataSection):
     min_size: int = Field(96, ge=1, description="shorter side after resizing, px")
     max_size: int = Field(160, ge=1, description="largest longer side after resizing, px")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored image")
+    group_by_aspect: bool = Field(
+        False, description="no micro-batch holds wide and tall images, which padding would fill up"
+    )
+    later = frozenset({"group_by_aspect"})
 
 
 class DetectionLoss(LossSection):
@@ -115,7 +156,7 @@ class DetectionInfo:
     """``harness.task.TaskInfo`` of detection."""
 
     name = "detection"
-    title = "instance segmentation on COCO with Mask R-CNN (detectron2)"
+    title = "instance segmentation on COCO with Mask and Faster R-CNN (detectron2)"
     downloads = prepare.DOWNLOADS
     implementation = "tasks.detection.task:DetectionTask"
     numerics = 1
@@ -128,11 +169,13 @@ class DetectionInfo:
     def norm_facts(self, spec: Spec) -> NormFacts:
         """Describe the norm sites: backbone, pyramid, box and mask head."""
         model, data = _sections(spec)
+        shape = architecture(model.name)
         stages = [model.width * 2**i for i in range(4)]
-        expansion = 4 if model.name == "mask_rcnn_r50_fpn" else 1
-        widths = {model.width, *stages, *(w * expansion for w in stages), model.fpn_channels}
+        widths = {model.width, model.fpn_channels}
+        widths |= {n for w in stages for n in (shape.inner_channels(w), w * shape.expansion)}
         sites = {"backbone.bottom_up.res5": math.ceil(data.min_size / _STRIDE) ** 2}
-        for name, head in (("box_head", model.box), ("mask_head", model.mask)):
+        heads = {"box_head": model.box} | ({"mask_head": model.mask} if shape.masks else {})
+        for name, head in heads.items():
             if head.num_convs:
                 widths.add(head.channels)
                 sites[f"roi_heads.{name}"] = head.pool**2  # of a single region
@@ -144,13 +187,21 @@ class DetectionInfo:
         return None
 
     def refuse(self, spec: Spec) -> str | None:
-        """Refuse to freeze stages that nobody has trained."""
+        """Refuse to freeze stages that nobody has trained, and weights that nobody named."""
         model, data = _sections(spec)
+        published = "" if data.embedded else " (the published run starts from ImageNet weights)"
         if model.freeze_at > 0 and spec.init.source in (None, "scratch"):
-            published = "" if data.embedded else " (the published run starts from ImageNet weights)"
             return (
                 f"model.freeze_at={model.freeze_at} would freeze random weights{published}: give "
                 "init=FILE, or train all of it with init=scratch model.freeze_at=0"
+            )
+        if not data.embedded and spec.init.source is None:
+            return f"no initial weights are named{published}: give init=FILE or init=scratch"
+        groups = architecture(model.name).groups
+        if (inner := architecture(model.name).inner_channels(model.width)) % groups:
+            return (
+                f"model.width={model.width} gives the 3x3 convs of {model.name} {inner} channels, "
+                f"which {groups} groups do not divide: use a multiple of {groups // 2}"
             )
         if model.rpn.iou[0] > model.rpn.iou[1]:
             given = list(model.rpn.iou)

@@ -68,6 +68,8 @@ class KeyedRPN(RPN):  # type: ignore[misc]
     Its losses are sums divided by a fixed number per image, so they need no other normaliser.
     """
 
+    proposals_per = "image"
+    """``batch``: in training the best proposals are chosen over all images of the forward."""
     _positions: Iterator[int] = count()
 
     def label_and_sample_anchors(
@@ -95,9 +97,25 @@ class KeyedRPN(RPN):  # type: ignore[misc]
         self, anchors: Any, logits: list[Tensor], deltas: list[Tensor], image_sizes: Any
     ) -> list[Instances]:
         """Select proposals in float32, the type of detectron2's boxes."""
-        return super().predict_proposals(  # type: ignore[no-any-return]
+        proposals: list[Instances] = super().predict_proposals(
             anchors, [scores.float() for scores in logits], deltas, image_sizes
         )
+        if self.training and self.proposals_per == "batch":
+            return best_of_batch(proposals, self.post_nms_topk[True])
+        return proposals
+
+
+def best_of_batch(proposals: list[Instances], num: int) -> list[Instances]:
+    """Keep the ``num`` proposals of highest score over all images, in their order.
+
+    As Detectron and maskrcnn-benchmark in training (``FPN_POST_NMS_TOP_N_TRAIN``, issue 459 of
+    facebookresearch/Detectron): images of a forward compete for the proposals.
+    """
+    scores = torch.cat([one.objectness_logits for one in proposals])
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept[scores.topk(min(num, len(scores))).indices] = True
+    chosen = kept.split([len(one) for one in proposals])
+    return [one[keep] for one, keep in zip(proposals, chosen, strict=True)]
 
 
 class KeyedROIHeads(StandardROIHeads):  # type: ignore[misc]
@@ -135,7 +153,7 @@ class KeyedROIHeads(StandardROIHeads):  # type: ignore[misc]
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Skip the head where no region is positive: batch norm cannot train on nothing."""
-        if self.training:
+        if self.training and self.mask_on:
             classes = torch.cat([i.gt_classes for i in instances])
             if not bool((classes < self.num_classes).any()):
                 return {"loss_mask": features[self.mask_in_features[0]].sum() * 0.0}

@@ -1,4 +1,4 @@
-"""Mask R-CNN put together from detectron2's own parts, with batch norm at every norm site.
+"""Mask and Faster R-CNN put together from detectron2's own parts, batch norm at every norm site.
 
 The parts are constructed directly: no configuration tree, no registry. Batch norm follows every
 conv of the backbone (stem and shortcuts too), of the pyramid, and of the box and mask heads; the
@@ -8,6 +8,10 @@ fork, ``configs/gn_baselines``).
 
 from __future__ import annotations
 
+from torch import nn
+
+from tasks.detection import maskrcnn_benchmark
+from tasks.detection.architectures import architecture
 from tasks.detection.d2 import (
     FPN,
     BasicBlock,
@@ -42,14 +46,13 @@ BARE = (
 """The layers that no norm follows."""
 BACKBONE = "backbone.bottom_up"
 
-_NUM_BLOCKS = {"mask_rcnn_mini": (2, 2, 2, 2), "mask_rcnn_r50_fpn": (3, 4, 6, 3)}
 _STAGES = ["res2", "res3", "res4", "res5"]
 _RPN_LEVELS = ["p2", "p3", "p4", "p5", "p6"]
 _ROI_LEVELS = ["p2", "p3", "p4", "p5"]
 
 
-def build_mask_rcnn(model: DetectionModel, num_classes: int, normalizer: str) -> GeneralizedRCNN:
-    """Build the model with batch norm and nothing frozen, initialised by detectron2's rules.
+def build_detector(model: DetectionModel, num_classes: int, normalizer: str) -> GeneralizedRCNN:
+    """Build the model with batch norm, random weights and nothing frozen.
 
     Args:
         model: the model section of a spec.
@@ -68,7 +71,7 @@ def build_mask_rcnn(model: DetectionModel, num_classes: int, normalizer: str) ->
         top_block=LastLevelMaxPool(),
     )
     shapes = backbone.output_shape()
-    return GeneralizedRCNN(
+    detector = GeneralizedRCNN(
         backbone=backbone,
         proposal_generator=_rpn(model, shapes),
         roi_heads=_roi_heads(model, shapes, num_classes, normalizer),
@@ -76,15 +79,19 @@ def build_mask_rcnn(model: DetectionModel, num_classes: int, normalizer: str) ->
         pixel_std=model.pixel_std,
         input_format="BGR",
     )
+    if model.weight_init == "maskrcnn_benchmark":
+        maskrcnn_benchmark.initialise(detector)
+    return detector
 
 
 def _resnet(model: DetectionModel) -> ResNet:
-    bottleneck = model.name == "mask_rcnn_r50_fpn"
+    shape = architecture(model.name)
+    bottleneck = shape.expansion > 1
     in_channels, stages = model.width, []
-    for stage, num_blocks in enumerate(_NUM_BLOCKS[model.name]):
+    for stage, num_blocks in enumerate(shape.num_blocks):
         width = model.width * 2**stage
-        out_channels = width * 4 if bottleneck else width
-        options = {"bottleneck_channels": width} if bottleneck else {}
+        out_channels = width * shape.expansion
+        options = {"bottleneck_channels": shape.inner_channels(width), "num_groups": shape.groups}
         stages.append(
             ResNet.make_stage(
                 BottleneckBlock if bottleneck else BasicBlock,
@@ -93,7 +100,8 @@ def _resnet(model: DetectionModel) -> ResNet:
                 out_channels=out_channels,
                 stride_per_block=[1 if stage == 0 else 2] + [1] * (num_blocks - 1),
                 norm="BN",
-                **options,  # strides stay in the 3x3 convs, detectron2's STRIDE_IN_1X1 False
+                # Strides stay in the 3x3 convs, detectron2's STRIDE_IN_1X1 False.
+                **(options if bottleneck else {}),
             )
         )
         in_channels = out_channels
@@ -103,13 +111,15 @@ def _resnet(model: DetectionModel) -> ResNet:
 
 def _rpn(model: DetectionModel, shapes: dict[str, ShapeSpec]) -> KeyedRPN:
     rpn = model.rpn
-    anchors = AnchorGenerator(
+    rounded = rpn.anchors == "rounded"
+    generator = maskrcnn_benchmark.RoundedAnchorGenerator if rounded else AnchorGenerator
+    anchors = generator(
         sizes=[[float(size)] for size in rpn.anchor_sizes],
         aspect_ratios=[list(rpn.anchor_ratios)],
         strides=[shapes[level].stride for level in _RPN_LEVELS],
         offset=0.5,  # centred on the cells, as in maskrcnn-benchmark; detectron2's default is 0
     )
-    return KeyedRPN(
+    network = KeyedRPN(
         in_features=_RPN_LEVELS,
         head=StandardRPNHead(in_channels=model.fpn_channels, num_anchors=len(rpn.anchor_ratios)),
         anchor_generator=anchors,
@@ -123,12 +133,14 @@ def _rpn(model: DetectionModel, shapes: dict[str, ShapeSpec]) -> KeyedRPN:
         anchor_boundary_thresh=rpn.anchor_margin,
         smooth_l1_beta=rpn.beta,
     )
+    network.proposals_per = rpn.proposals_per
+    return network
 
 
 def _roi_heads(
     model: DetectionModel, shapes: dict[str, ShapeSpec], num_classes: int, normalizer: str
 ) -> KeyedROIHeads:
-    box, mask = model.box, model.mask
+    box = model.box
     box_head = FastRCNNConvFCHead(
         ShapeSpec(channels=model.fpn_channels, height=box.pool, width=box.pool),
         conv_dims=[box.channels] * box.num_convs,
@@ -144,12 +156,13 @@ def _roi_heads(
         test_topk_per_image=model.test.max_detections,
         smooth_l1_beta=box.beta,
     )
-    mask_head = MASK_HEADS[normalizer](
-        ShapeSpec(channels=model.fpn_channels, height=mask.pool, width=mask.pool),
-        num_classes=num_classes,
-        conv_dims=[mask.channels] * (mask.num_convs + 1),  # the last one is the deconv's
-        conv_norm="BN",
-    )
+    masks = {}
+    if architecture(model.name).masks:
+        masks = {
+            "mask_in_features": _ROI_LEVELS,
+            "mask_pooler": _pooler(model, shapes, model.mask.pool),
+            "mask_head": _mask_head(model, num_classes, normalizer),
+        }
     return KeyedROIHeads(
         num_classes=num_classes,
         batch_size_per_image=box.num_rois,
@@ -159,14 +172,23 @@ def _roi_heads(
         box_pooler=_pooler(model, shapes, box.pool),
         box_head=box_head,
         box_predictor=predictor,
-        mask_in_features=_ROI_LEVELS,
-        mask_pooler=_pooler(model, shapes, mask.pool),
-        mask_head=mask_head,
+        **masks,
+    )
+
+
+def _mask_head(model: DetectionModel, num_classes: int, normalizer: str) -> nn.Module:
+    mask = model.mask
+    heads = maskrcnn_benchmark.MASK_HEADS if model.boxes == "pixels" else MASK_HEADS
+    return heads[normalizer](
+        ShapeSpec(channels=model.fpn_channels, height=mask.pool, width=mask.pool),
+        num_classes=num_classes,
+        conv_dims=[mask.channels] * (mask.num_convs + 1),  # the last one is the deconv's
+        conv_norm="BN",
     )
 
 
 def _pooler(model: DetectionModel, shapes: dict[str, ShapeSpec], cells: int) -> ROIPooler:
-    return ROIPooler(
+    pooler = ROIPooler(
         output_size=cells,
         scales=[1.0 / shapes[level].stride for level in _ROI_LEVELS],
         sampling_ratio=model.sampling_ratio,
@@ -174,3 +196,4 @@ def _pooler(model: DetectionModel, shapes: dict[str, ShapeSpec], cells: int) -> 
         canonical_box_size=model.roi_canonical,
         canonical_level=4,  # Lin et al. 2017, arXiv 1612.03144, equation 1
     )
+    return maskrcnn_benchmark.end_on_last_pixel(pooler) if model.boxes == "pixels" else pooler

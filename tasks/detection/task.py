@@ -1,4 +1,4 @@
-"""The working half of detection: detectron2's Mask R-CNN in the harness's one loop."""
+"""The working half of detection: detectron2's Mask and Faster R-CNN in the harness's one loop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from harness.errors import DataError
 from harness.schema import Spec
 from harness.task import Metric, Progress
 from tasks.detection import coco, evaluation
+from tasks.detection.architectures import architecture
 from tasks.detection.d2 import Conv2d, EventStorage, WSDetectronConv2d
 from tasks.detection.dataset import CocoImages, Sample
 from tasks.detection.info import DetectionData, DetectionLoss, DetectionModel
-from tasks.detection.model import BACKBONE, BARE, build_mask_rcnn
+from tasks.detection.model import BACKBONE, BARE, build_detector
 from tasks.detection.scenes import CATEGORIES
 
-_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask")
+_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
+_MASK_LOSSES = ("loss_mask",)
 
 _NUM_COCO_CLASSES = 80  # of instances_*2017.json
 
@@ -47,6 +49,7 @@ class DetectionTask:
         assert isinstance(spec.data, DetectionData)
         assert isinstance(spec.loss, DetectionLoss)
         self.model, self.data, self.losses = spec.model, spec.data, spec.loss
+        self.masks = architecture(spec.model.name).masks
         if root is None:
             self.num_classes = len(CATEGORIES) if self.data.embedded else _NUM_COCO_CLASSES
             return
@@ -56,12 +59,13 @@ class DetectionTask:
         if self._val.category_ids != self.category_ids:
             raise DataError(f"{train.path} and {self._val.path} list different categories")
         self.num_classes = len(self.category_ids)
-        self._train_images = CocoImages(root, coco.TRAIN, train, self.data)
-        self._val_images = CocoImages(root, coco.VAL, self._val, self.data)
+        options = {"masks": self.masks, "pixels": self.model.boxes == "pixels"}
+        self._train_images = CocoImages(root, coco.TRAIN, train, self.data, **options)
+        self._val_images = CocoImages(root, coco.VAL, self._val, self.data, **options)
 
     def build_model(self) -> nn.Module:
-        """Build Mask R-CNN with batch norm at every site and one class per category."""
-        model: nn.Module = build_mask_rcnn(self.model, self.num_classes, self.losses.normalizer)
+        """Build the detector with batch norm at every site and one class per category."""
+        model: nn.Module = build_detector(self.model, self.num_classes, self.losses.normalizer)
         return model
 
     def finish_model(self, model: nn.Module) -> None:
@@ -91,19 +95,20 @@ class DetectionTask:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of images for every loss (see ``tasks.detection.losses``)."""
-        return dict.fromkeys(_LOSSES, float(len(batch)))
+        losses = _LOSSES + _MASK_LOSSES if self.masks else _LOSSES
+        return dict.fromkeys(losses, float(len(batch)))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, float]]:
-        """Return detectron2's five losses, each times the images of the batch."""
+        """Return detectron2's losses, each times the images of the batch."""
         with EventStorage():  # detectron2 insists on logging its statistics
             means = model(batch)
         return {name: (mean * len(batch), float(len(batch))) for name, mean in means.items()}
 
     def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
-        """Measure box and mask AP on ``val2017``, images without objects included."""
+        """Measure box and, where there are masks, mask AP on all of ``val2017``."""
         model.eval()
         results = list(evaluation.predict(model, self._val_images, self.category_ids, progress))
-        return evaluation.score(evaluation.ground_truth(self._val), results)
+        return evaluation.score(evaluation.ground_truth(self._val), results, masks=self.masks)
 
 
 def _read(root: Path, split: str) -> coco.Annotations:

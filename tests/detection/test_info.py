@@ -1,6 +1,7 @@
 """What planning knows of detection, and what it says about bad data before anything is built."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from harness.errors import DataError, NormbenchError
 from harness.identity import run_id
 from harness.plan import impossible
 from harness.registry import task_info
+from harness.spec import dump_spec, load_spec
 from tasks.detection import coco, inspection
 from tasks.detection.task import DetectionTask
 from tests.detection.conftest import detection_spec
@@ -42,7 +44,19 @@ class TestRefusals:
             assert "model.freeze_at=2" in reason
             assert "init=FILE" in reason
         assert impossible(detection_spec("preset=paper", "init=weights.pth")) is None
-        assert impossible(detection_spec("preset=paper", "model.freeze_at=0")) is None
+        scratch = ["preset=paper", "model.freeze_at=0", "init=scratch"]
+        assert impossible(detection_spec(*scratch)) is None
+
+    def test_published_runs_whose_initial_weights_nobody_named(self) -> None:
+        for preset in ("paper", "paper_faster_x101"):
+            reason = impossible(detection_spec(f"preset={preset}", "model.freeze_at=0"))
+            assert "init=FILE or init=scratch" in (reason or "")
+        assert impossible(detection_spec("preset=mini")) is None
+
+    def test_widths_that_groups_do_not_divide(self) -> None:
+        words = ["preset=paper_mask_x50", "init=scratch", "model.freeze_at=0", "model.width=24"]
+        words.append("norm.groups=8")
+        assert "multiple of 16" in (impossible(detection_spec(*words)) or "")
 
     def test_overlapping_thresholds(self) -> None:
         assert "descend" in (impossible(detection_spec("model.rpn.iou=[0.7,0.3]")) or "")
@@ -54,6 +68,32 @@ class TestRefusals:
     def test_presets_can_run_under_every_norm(self, preset: str) -> None:
         for norm in ("bn", "gn", "gn_ws", "ln", "in", "none_ws"):
             assert impossible(detection_spec(f"preset={preset}", f"norm={norm}")) is None
+
+
+class TestIdentity:
+    """Keys that came later are part of it only where they are used."""
+
+    NEW = ("boxes", "weight_init", "anchors", "proposals_per", "group_by_aspect")
+
+    def test_mini_is_what_it_was(self) -> None:
+        written = dump_spec(detection_spec("preset=mini"))
+        assert not any(re.search(rf"\b{key}:", written) for key in self.NEW)
+
+    def test_used_keys_are_written_hashed_and_read_back(self, tmp_path: Path) -> None:
+        words = [
+            "model.boxes=pixels",
+            "model.weight_init=maskrcnn_benchmark",
+            "model.rpn.anchors=rounded",
+            "model.rpn.proposals_per=batch",
+            "data.group_by_aspect=true",
+        ]
+        ids = {run_id(detection_spec("preset=smoke", word)) for word in ("seed=0", *words)}
+        assert len(ids) == 6
+        spec = detection_spec("preset=smoke", *words)
+        written = dump_spec(spec)
+        assert all(re.search(rf"\b{key}:", written) for key in self.NEW)
+        (tmp_path / "spec.yaml").write_text(written)
+        assert load_spec(tmp_path / "spec.yaml") == spec
 
 
 class TestWhereDataLie:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -10,7 +12,7 @@ from harness.registry import task_info
 from harness.worker import build_model
 from tasks.detection.d2 import Conv2d, WSDetectronConv2d
 from tasks.detection.info import DetectionModel
-from tasks.detection.model import BARE, build_mask_rcnn
+from tasks.detection.model import BARE, build_detector
 from tasks.detection.task import DetectionTask
 from tests.detection.conftest import detection_spec, detection_task
 
@@ -75,14 +77,16 @@ def test_strides_of_the_bottlenecks_are_in_the_3x3_convs(
     assert block.conv2.stride == (2, 2)
 
 
-def test_r50_has_the_parameters_of_detectron2s_own_build() -> None:
-    """The oracle is detectron2's configuration system, which we do not use."""
+def configuration(depth: int, groups: int, *, masks: bool) -> Any:
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.MASK_ON = masks
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.NUM_GROUPS = groups
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64 if groups == 1 else 4
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
@@ -101,23 +105,45 @@ def test_r50_has_the_parameters_of_detectron2s_own_build() -> None:
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
     cfg.MODEL.ROI_MASK_HEAD.NORM = "BN"
     cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
-    section = detection_spec("preset=paper").model
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("preset", "depth", "groups", "masks"),
+    [
+        ("paper", 50, 1, True),
+        ("paper_mask_r101", 101, 1, True),
+        ("paper_mask_x50", 50, 32, True),
+        ("paper_mask_x101", 101, 32, True),
+        ("paper_faster_r50", 50, 1, False),
+        ("paper_faster_r101", 101, 1, False),
+        ("paper_faster_x50", 50, 32, False),
+        ("paper_faster_x101", 101, 32, False),
+    ],
+)
+def test_published_models_have_the_parameters_of_detectron2s_own_build(
+    preset: str, depth: int, groups: int, masks: bool
+) -> None:
+    """The oracle is detectron2's configuration system, which we do not use."""
+    section = detection_spec(f"preset={preset}").model
     assert isinstance(section, DetectionModel)
     with torch.device("meta"):
-        ours = build_mask_rcnn(section, 80, "stock")
-        theirs = build_from_config(cfg)
+        ours = build_detector(section, 80, "stock")
+        theirs = build_from_config(configuration(depth, groups, masks=masks))
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
         k: v.shape for k, v in theirs.state_dict().items()
     }
     assert str(ours.backbone) == str(theirs.backbone)
 
 
-@pytest.mark.parametrize("preset", ["paper", "mini", "smoke"])
+@pytest.mark.parametrize(
+    "preset", ["paper", "paper_mask_x101", "paper_faster_r101", "mini", "smoke"]
+)
 def test_planned_widths_are_those_of_the_built_model(preset: str) -> None:
     spec = detection_spec(f"preset={preset}")
     assert isinstance(spec.model, DetectionModel)
     with torch.device("meta"):
-        model = build_mask_rcnn(spec.model, 3, "stock")
+        model = build_detector(spec.model, 3, "stock")
     built = {m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
     assert set(INFO.norm_facts(spec).widths) == built
 

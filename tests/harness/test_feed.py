@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.feed import split_step, step_samples, steps_per_epoch
+from harness.feed import grouped_order, split_step, step_samples, steps_per_epoch
 from harness.rng import derive, epoch_order, numpy_rng
 
 
@@ -57,6 +57,38 @@ def test_split_keeps_every_sample_in_order_over_the_ranks(num, micro, world):
     chunks = [chunk for share in shares for chunk in share]
     assert [i for chunk in chunks for i in chunk] == samples
     assert all(len(chunk) == micro for chunk in chunks[:-1])
+
+
+@given(
+    groups=st.binary(min_size=1, max_size=60).map(lambda b: bytes(x % 3 for x in b)),
+    micro=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_grouped_micro_batches_hold_one_group_and_lose_nothing(groups, micro, epoch):
+    order = grouped_order(7, epoch, groups, micro).tolist()
+    assert sorted(order) == list(range(len(groups)))
+    plain = epoch_order(7, epoch, len(groups)).tolist()
+    whole = sum(groups.count(g) // micro for g in set(groups)) * micro
+    blocks = [order[i : i + micro] for i in range(0, whole, micro)]
+    assert all(len({groups[i] for i in block}) == 1 for block in blocks)
+    # As near to the plain order as may be: within a group, and among blocks by their first.
+    for group in set(groups):
+        own = [i for block in blocks for i in block if groups[i] == group]
+        assert own == [i for i in plain if groups[i] == group][: len(own)]
+    firsts = [plain.index(block[0]) for block in blocks]
+    assert firsts == sorted(firsts)
+    assert [plain.index(i) for i in order[whole:]] == sorted(plain.index(i) for i in order[whole:])
+
+
+def test_groups_change_the_order_of_nothing_else():
+    groups = bytes(i % 2 for i in range(50))
+    assert grouped_order(0, 0, groups, 1).tolist() == epoch_order(0, 0, 50).tolist()
+    assert grouped_order(0, 0, bytes(50), 4).tolist() == epoch_order(0, 0, 50).tolist()
+    steps = [step_samples(50, 8, 3, step, groups=groups, micro=2) for step in range(7)]
+    assert [epoch for epoch, _ in steps] == [0] * 7
+    assert [i for _, samples in steps for i in samples] == grouped_order(3, 0, groups, 2).tolist()
+    micros = [m for _, samples in steps[:-1] for m in split_step(samples, 2, 0, 1)]
+    assert all(groups[a] == groups[b] for a, b in micros)
 
 
 def test_streams_are_frozen():

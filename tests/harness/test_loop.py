@@ -12,6 +12,7 @@ from harness.chunk import resolve_chunk
 from harness.distributed import Ranks
 from harness.errors import Diverged, Interrupted, UsageError
 from harness.feed import Steps
+from harness.identity import run_id
 from harness.loop import Trainer
 from harness.record import RunDir, read_record
 from harness.registry import task_class, task_info
@@ -116,6 +117,14 @@ def test_standardising_once_per_step_equals_once_per_forward(toy, norm):
     words = (f"norm={norm}", "batch.micro=2", LITERAL)
     each = gradients(*words, "exec.ws_once=false")
     assert relative_difference(each, gradients(*words, "exec.ws_once=true")) < 1e-12
+
+
+@pytest.mark.parametrize("words", ["exec.ws_recompute=true", "exec.fused=false"])
+def test_how_weights_are_standardised_changes_no_number(toy, words):
+    own = ("norm=gn_ws", "batch.micro=2", LITERAL, "exec.ws_once=false")
+    assert relative_difference(gradients(*own), gradients(*own, words)) < 1e-12
+    spec = build("toy", parse_words(own))
+    assert run_id(spec) == run_id(build("toy", parse_words([*own, words])))
 
 
 def test_the_window_leaves_nothing_behind(toy):
