@@ -14,12 +14,13 @@ override SEED := $(value SEED)
 override PRESET := $(value PRESET)
 override DATA := $(value DATA)
 override GPUS := $(value GPUS)
-export NORM SEED PRESET DATA GPUS
+override JOBS := $(value JOBS)
+export NORM SEED PRESET DATA GPUS JOBS
 
-.PHONY: help setup $(TASKS) test check clean
+.PHONY: help setup $(TASKS) reproduce-all-tables report test check clean
 
 help:  ## list the targets (default)
-	@awk -F ':.*## ' '/^[^\t#].*:.*## / { sub(/^\$$\(TASKS\)/, "$(TASKS)", $$1); printf "%-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[^\t#].*:.*## / { sub(/^\$$\(TASKS\)/, "$(TASKS)", $$1); printf "%-20s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## build .venv (about 6 GB); no-op when it is up to date
 	@packaging/setup.sh
@@ -27,6 +28,13 @@ setup:  ## build .venv (about 6 GB); no-op when it is up to date
 $(TASKS): setup  ## run the task: NORM (gn_ws) SEED PRESET DATA GPUS ARGS
 	@exec .venv/bin/normbench run $@ $${NORM:+"norm=$$NORM"} $${SEED:+"seed=$$SEED"} \
 		$${PRESET:+"preset=$$PRESET"} $${DATA:+"data=$$DATA"} $${GPUS:+"devices=$$GPUS"} $(ARGS)
+
+reproduce-all-tables: setup  ## all tables of PRESET (mini): SEED DATA JOBS ARGS
+	@exec .venv/bin/normbench reproduce --all $${PRESET:+"preset=$$PRESET"} $${SEED:+"seed=$$SEED"} \
+		$${DATA:+"data=$$DATA"} $${JOBS:+--jobs "$$JOBS"} $(ARGS)
+
+report: setup  ## rebuild the CSV files, tables and figures from the records; ARGS
+	@exec .venv/bin/normbench report $(ARGS)
 
 test: setup  ## run the tests; ARGS="-k foo" goes to pytest
 	@exec .venv/bin/pytest --durations=15 --durations-min=0.5 $(ARGS)

@@ -30,8 +30,10 @@ def resolve_chunk(spec: Spec, info: TaskInfo) -> int:
     micro, asked = spec.batch.micro, spec.exec.chunk
     independent = NORMS[spec.norm.layer].batch_independent
     why = ""
-    if not info.separable:
-        why = f"the images of a {info.name} batch influence each other"
+    if not info.separable(spec):
+        why = f"the images of this {info.name} batch influence each other"
+    elif not independent and not info.sees_samples:
+        why = f"{spec.norm.layer} sees regions of {info.name}, and not only images"
     elif not independent and not NORMS[spec.norm.layer].uses_batch_norm:
         why = f"{spec.norm.layer} sees the whole forward"
     elif not independent and spec.batch.stat == "sync" and spec.devices > 1:

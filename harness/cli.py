@@ -36,6 +36,20 @@ Results = Annotated[
     Path | None, typer.Option("--results", help="Results folder; default results/.", metavar="DIR")
 ]
 
+TableWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TABLE]... [KEY=VALUE]...", help="preset=mini seed=0 data=DIR ..."),
+]
+Every = Annotated[bool, typer.Option("--all", help="Every table of the set that preset= names.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; default: what fits."),
+]
+Tables = Annotated[
+    Path | None,
+    typer.Option("--tables", metavar="FILE", help="Tables; default configs/tables.yaml."),
+]
+
 
 def _console() -> Console:
     from rich.console import Console
@@ -63,12 +77,72 @@ def run_command(task: TaskName, words: Words = None, results: Results = None) ->
 
 
 @app.command("plan")
-def plan_command(task: TaskName, words: Words = None, results: Results = None) -> None:
-    """Show what `run` would start; start nothing."""
+def plan_command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASK | TABLE...] [KEY=VALUE]...", help="as for run or reproduce"),
+    ] = None,
+    every: Every = False,
+    jobs: Jobs = None,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Time N steps of each kind of run, for an estimate."),
+    ] = None,
+    tables: Tables = None,
+    results: Results = None,
+) -> None:
+    """Show what `run TASK` or `reproduce TABLE` would start; start nothing."""
     from harness.plan import plan
-    from harness.tables import plan_table
+    from harness.registry import task_names
+    from harness.reproduce import plan_tables, split_names
+    from harness.terminal import plan_table
 
-    _console().print(plan_table(plan(task, words or [], _results(results))))
+    names, pairs = split_names(words or [])
+    folder, console = _results(results), _console()
+    if len(names) == 1 and not every and names[0] in task_names():
+        console.print(plan_table(plan(names[0], pairs, folder)))
+        return
+    plan_tables(names, pairs, folder, console, every=every, jobs=jobs, steps=calibrate, path=tables)
+
+
+@app.command("reproduce")
+def reproduce_command(
+    words: TableWords = None,
+    every: Every = False,
+    jobs: Jobs = None,
+    tables: Tables = None,
+    results: Results = None,
+) -> None:
+    """Make the runs that tables need and lack, then build the tables.
+
+    normbench reproduce --all preset=mini; the same command goes on where it was stopped.
+    """
+    from harness.reproduce import reproduce, split_names
+
+    names, pairs = split_names(words or [])
+    folder, console = _results(results), _console()
+    reproduce(names, pairs, folder, console, every=every, jobs=jobs, path=tables)
+
+
+@app.command("verify")
+def verify_command(
+    words: TableWords = None,
+    every: Every = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Largest difference; default: what seeds explain (99 %)."),
+    ] = None,
+    tables: Tables = None,
+    results: Results = None,
+) -> None:
+    """Compare measured tables with our reference or the published numbers; exit 5 outside."""
+    from harness.report.verify import verify
+    from harness.reproduce import split_names
+
+    names, pairs = split_names(words or [])
+    every = every or not names
+    folder, console = _results(results), _console()
+    verify(names, pairs, folder, console, every=every, tolerance=tolerance, path=tables)
 
 
 @app.command("audit")
@@ -111,18 +185,21 @@ def status_command(results: Results = None) -> None:
 
 
 @app.command("report")
-def report_command(results: Results = None) -> None:
-    """Rebuild runs.csv and metrics.csv from all records."""
-    from harness.collect import read_records, write_csv
+def report_command(
+    words: TableWords = None, every: Every = False, tables: Tables = None, results: Results = None
+) -> None:
+    """Rebuild the CSV files, tables and figures from all records; exit 1 if one is incomplete.
+
+    Without a name: every table that has a number.
+    """
     from harness.paths import require_writable
+    from harness.report.command import rebuild
+    from harness.reproduce import split_names
 
     folder = _results(results)
     require_writable(folder)
-    records, warnings = read_records(folder)
-    for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    runs, metrics = write_csv(folder, records)
-    typer.echo(f"{len(records)} runs\n{metrics}\n{runs}")
+    names, pairs = split_names(words or [])
+    rebuild(names, pairs, folder, _console(), every=every, path=tables)
 
 
 @app.command("doctor")

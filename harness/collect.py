@@ -14,9 +14,11 @@ import pandas as pd
 
 from harness.paths import write_atomic
 from harness.record import MetricRow, Record, read_record
+from harness.report.published import match
 
 _RUN_TYPES: dict[str, str] = {
     "run_id": "string",
+    "cell": "string",
     "task": "string",
     "preset": "string",
     "is_result": "bool",
@@ -36,6 +38,7 @@ _RUN_TYPES: dict[str, str] = {
     "precision": "string",
     "steps": "int64",
     "init": "string",
+    "numerics": "string",
     "norm_sites": "int64",
     "standardised": "int64",
     "params": "int64",
@@ -62,7 +65,16 @@ _METRIC_TYPES: dict[str, str] = {
     "n_eval": "int64",
     "se": "float64",
 }
-_SHARED = [name for name in _RUN_TYPES if name not in ("host", "device", "threads", "torch")]
+_PUBLISHED_TYPES: dict[str, str] = {
+    "published": "float64",
+    "published_shown": "string",
+    "published_source": "string",
+    "published_verified": "boolean",
+    "comparable": "string",
+    "comparable_why": "string",
+    "delta": "float64",
+}
+_SHARED = [name for name in _RUN_TYPES if name not in ("host", "threads")]
 
 
 def read_records(results: Path) -> tuple[list[Record], list[str]]:
@@ -85,6 +97,7 @@ def _run_row(record: Record) -> dict[str, Any]:
     norm = spec["norm"]
     return {
         "run_id": record.run_id,
+        "cell": record.cell or None,
         "task": spec["task"],
         "preset": spec["preset"],
         "is_result": record.is_result,
@@ -104,6 +117,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         "precision": spec["precision"],
         "steps": record.steps,
         "init": record.science["init"],
+        "numerics": _numerics(record) or None,
         "norm_sites": record.norm.num_norm_sites,
         "standardised": record.norm.num_standardised,
         "params": record.norm.num_params,
@@ -122,8 +136,15 @@ def _run_row(record: Record) -> dict[str, Any]:
     }
 
 
+def _numerics(record: Record) -> str:
+    """Return the versions of the code that can have changed the numbers: task, norm and WS."""
+    norm = record.science["norm"]
+    versions = (record.science.get("numerics"), norm.get("numerics"), norm.get("ws_numerics"))
+    return ".".join(str(version) for version in versions if version is not None)
+
+
 def _metric_row(metric: MetricRow) -> dict[str, Any]:
-    row = metric.model_dump()
+    row = dict(metric)
     return {"metric": row.pop("name"), **row}
 
 
@@ -135,18 +156,21 @@ def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 def metrics_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return one typed row a measured number (long, tidy)."""
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        shared = {name: value for name, value in _run_row(record).items() if name in _SHARED}
-        rows.extend(shared | _metric_row(metric) for metric in record.metrics)
-    types = {name: _RUN_TYPES[name] for name in _SHARED} | _METRIC_TYPES
-    return pd.DataFrame(rows, columns=list(types)).astype(types)
+    runs = runs_frame(records)[_SHARED]
+    shared = runs.loc[runs.index.repeat([len(record.metrics) for record in records])]
+    rows = [_metric_row(metric) for record in records for metric in record.metrics]
+    numbers = pd.DataFrame(rows, columns=list(_METRIC_TYPES)).astype(_METRIC_TYPES)
+    long = pd.concat([shared.reset_index(drop=True), numbers], axis=1)
+    theirs = {"verified": "published_verified", "why": "comparable_why"}
+    known = match(records).rename(columns=theirs)
+    return long.merge(known, how="left", on=["run_id", "metric"]).astype(_PUBLISHED_TYPES)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Read ``runs.csv`` or ``metrics.csv`` back with the types it was written with."""
     names = pd.read_csv(path, nrows=0).columns
-    types = {name: kind for name, kind in (_RUN_TYPES | _METRIC_TYPES).items() if name in names}
+    known = _RUN_TYPES | _METRIC_TYPES | _PUBLISHED_TYPES
+    types = {name: kind for name, kind in known.items() if name in names}
     return pd.read_csv(path, dtype=types)
 
 

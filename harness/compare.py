@@ -7,7 +7,7 @@ initial weight, frozen parameter, learning rate and decay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from harness.errors import DataError
-from harness.identity import science
+from harness.identity import belongs_to_norm, flat, science
 from harness.norm.audit import AuditRow, NormAudit
 from harness.norm.catalogue import norm_info
 from harness.optim import parameter_groups
@@ -50,7 +50,7 @@ def compare(a: Built, b: Built) -> Comparison:
     confounds = [
         f"{key}: {left.get(key)!r} against {right.get(key)!r}"
         for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key) and not _belongs_to_norm(key, a.spec, b.spec)
+        if left.get(key) != right.get(key) and not belongs_to_norm(key, a.spec, b.spec)
     ]
     shared = [key for key in left if left.get(key) == right.get(key)]
     equal = [f"{len(shared)} entries of the canonical description"]
@@ -71,25 +71,8 @@ def _flat_science(a: Spec, b: Spec) -> tuple[dict[str, Any], dict[str, Any]]:
         contents = [science(spec) for spec in (a, b)]
     except DataError:  # real data that are elsewhere: compare what was asked for instead
         contents = [spec.model_dump(mode="json", exclude=_NOT_SCIENCE) for spec in (a, b)]
-    left, right = (dict(_flat(content)) for content in contents)
+    left, right = (dict(flat(content)) for content in contents)
     return left, right
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _belongs_to_norm(key: str, a: Spec, b: Spec) -> bool:
-    """Tell whether a differing entry is the switch itself, or follows from it."""
-    if key != "batch.stat":
-        return key.startswith("norm.")
-    # What a statistic sees is the norm's affair, unless it comes from another micro-batch.
-    sees_batch = not any(norm_info(spec.norm.layer).batch_independent for spec in (a, b))
-    return not sees_batch or (a.batch.micro, a.devices) == (b.batch.micro, b.devices)
 
 
 def _intended(a: Built, b: Built) -> Iterator[str]:
@@ -97,7 +80,7 @@ def _intended(a: Built, b: Built) -> Iterator[str]:
     for key in sorted(left.keys() | right.keys()):
         if key.endswith("numerics"):
             continue  # versions of our code, of no interest to readers
-        if left.get(key) != right.get(key) and _belongs_to_norm(key, a.spec, b.spec):
+        if left.get(key) != right.get(key) and belongs_to_norm(key, a.spec, b.spec):
             yield f"{key}: {left.get(key)} against {right.get(key)}"
     sites, others = _by_path(a.audit, "site"), _by_path(b.audit, "site")
     changed = [path for path in sites.keys() & others if _norm(sites[path]) != _norm(others[path])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from harness.environment import cpu_name, versions
 from harness.paths import cache_dir, default_results_dir
 from harness.registry import task_info, task_names
 from harness.spec import build
-from harness.tables import new_table
+from harness.terminal import new_table
 
 
 def doctor(console: Console) -> None:
@@ -21,6 +22,7 @@ def doctor(console: Console) -> None:
     table.add_row("processor", f"{cpu_name()}, {os.cpu_count()} cores")
     table.add_row("GPU", _gpu())
     table.add_row("packages", ", ".join(f"{name} {v}" for name, v in versions().items()))
+    table.add_row("fast forms", _compiled())
     if find_spec("detectron2") is None:
         table.add_row("detectron2", "MISSING: detection cannot run. `make setup` installs it")
     for name in task_names():
@@ -32,6 +34,12 @@ def doctor(console: Console) -> None:
     results = default_results_dir()
     table.add_row("results", f"{results} ({_free_gb(results)} GB free)")
     console.print(table)
+
+
+def _compiled() -> str:
+    if find_spec("numba") is None:
+        return "in stock torch (numba, which compiles them for the processor, is not installed)"
+    return f"compiled by numba {version('numba')} on the processor, in stock torch on GPUs"
 
 
 def _gpu() -> str:

@@ -16,6 +16,7 @@ _PACKAGES = (
     "torchvision",
     "pb1-detectron2",
     "detectron2",
+    "numba",
     "numpy",
     "pandas",
     "pycocotools",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.norm.catalogue import NORMS, WS_VARIANTS
@@ -29,6 +30,64 @@ def science(spec: Spec) -> dict[str, Any]:
     Raises:
         DataError: if real data or initial weights are missing.
     """
+    content = _described(spec)
+    content["data"]["fingerprint"] = task_info(spec.task).fingerprint(spec)
+    content["init"] = init_checksum(spec)
+    return content
+
+
+def cell_id(spec: Spec) -> str:
+    """Return what a run is to a table: 8 hex digits, equal for all seeds of a table's cell.
+
+    Real data and files of weights lie elsewhere on each machine, and may not be there when a table
+    is made: which they were stands in the record, and tables say where records differ in it.
+    """
+    content = _described(spec)
+    if spec.data.embedded and spec.data.root is None:
+        content["data"]["fingerprint"] = task_info(spec.task).fingerprint(spec)
+    for part, name in ((content, "seed"), (content, "numerics")):
+        del part[name]
+    content["norm"] = {k: v for k, v in content["norm"].items() if not k.endswith("numerics")}
+    return _digest(content)
+
+
+def confounds(a: Spec, b: Spec) -> list[str]:
+    """Return what two runs differ in besides their norm and their seed, in words."""
+    left, right = (dict(flat(_described(spec))) for spec in (a, b))
+    return [
+        f"{key} {left.get(key)} against {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+        and key not in ("seed", "numerics", "preset")
+        and not belongs_to_norm(key, a, b)
+    ]
+
+
+def belongs_to_norm(key: str, a: Spec, b: Spec) -> bool:
+    """Tell whether a differing entry of ``science`` is the switch itself, or follows from it."""
+    if key != "batch.stat":
+        return key.startswith("norm.")
+    # What a statistic sees is the norm's affair, unless it comes from another micro-batch.
+    sees_batch = not any(NORMS[spec.norm.layer].batch_independent for spec in (a, b))
+    return not sees_batch or (a.batch.micro, a.devices) == (b.batch.micro, b.devices)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the leaves of nested mappings, by dotted key."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
+
+
+def _described(spec: Spec) -> dict[str, Any]:
+    """Return ``science`` without what must be read from the machine."""
     info = task_info(spec.task)
     norm: dict[str, Any] = {"layer": spec.norm.layer, "ws": spec.norm.ws}
     norm["numerics"] = NORMS[spec.norm.layer].numerics
@@ -42,7 +101,7 @@ def science(spec: Spec) -> dict[str, Any]:
     batch: dict[str, Any] = {"size": spec.batch.size, "stat": stat_batch(spec)}
     if spec.batch.tail != "keep":
         batch["tail"] = spec.batch.tail
-    if not info.separable:
+    if not info.separable(spec):
         # Padding and per-forward loss averages tie the numbers to the micro-batch itself.
         batch["micro"] = spec.batch.micro
     optim = spec.optim.model_dump(mode="json")
@@ -62,10 +121,8 @@ def science(spec: Spec) -> dict[str, Any]:
         "steps": spec.steps,
         "precision": spec.precision,
         "seed": spec.seed,
-        "data": spec.data.model_dump(mode="json", exclude=set(spec.data.not_science))
-        | {"fingerprint": info.fingerprint(spec)},
+        "data": spec.data.model_dump(mode="json", exclude=set(spec.data.not_science)),
         "loss": spec.loss.model_dump(mode="json"),
-        "init": init_checksum(spec),
     }
     if spec.bn_eval != "running":
         content["bn_eval"] = spec.bn_eval
@@ -90,7 +147,16 @@ def init_checksum(spec: Spec) -> str:
 
 
 def run_id(spec: Spec) -> str:
-    """Return e.g. ``detection-gn_ws-mb1-s0-3f9a1c2e``; for people to read, never parsed back."""
-    canonical = json.dumps(science(spec), sort_keys=True, separators=(",", ":"))
-    digest = hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
-    return f"{spec.task}-{spec.norm.name}-mb{spec.batch.micro}-s{spec.seed}-{digest}"
+    """Return e.g. ``detection-bn-mb1-s0-3f9a1c2e``; for people to read, never parsed back.
+
+    The micro-batch (or what else a statistic sees) is there only where it can change a number.
+    """
+    return f"{run_name(spec)}-{_digest(science(spec))}"
+
+
+def run_name(spec: Spec) -> str:
+    """Return the readable part of ``run_id``."""
+    batch = _described(spec)["batch"]
+    sees = batch.get("micro", batch["stat"])
+    micro = f"-mb{sees}" if sees else ""
+    return f"{spec.task}-{spec.norm.name}{micro}-s{spec.seed}"

@@ -20,7 +20,7 @@ from harness.record import RunDir
 from harness.registry import task_info, task_names
 from harness.schema import Spec
 from harness.spec import build, keys, parse_words, presets
-from harness.tables import audit_table, new_table
+from harness.terminal import audit_table, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table

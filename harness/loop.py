@@ -18,7 +18,8 @@ from harness.errors import Diverged
 from harness.feed import Chunk, Steps, feed
 from harness.norm.catalogue import NORMS
 from harness.norm.virtual import virtualise
-from harness.norm.window import standardised_once
+from harness.norm.weight_standardization import WeightStandardized
+from harness.norm.window import standardised_again, standardised_once
 from harness.optim import build_optimizer, set_lr, trainable
 from harness.rng import drawing
 from harness.schedule import lr_factor
@@ -53,6 +54,9 @@ class Trainer:
         seen = spec.batch.ghost or spec.batch.micro
         if chunk > seen and NORMS[spec.norm.layer].uses_batch_norm:
             virtualise(model, seen)
+        for module in model.modules():
+            if isinstance(module, WeightStandardized):
+                module.fused = spec.exec.fused
         self.task, self.model, self.spec = task, model, spec
         self.ranks, self.device = ranks, device
         self.optimizer = build_optimizer(model, spec.optim)
@@ -86,7 +90,8 @@ class Trainer:
         self, chunk: Chunk, step: int, counts: dict[str, float]
     ) -> dict[str, float]:
         batch = self.task.to_device(chunk.batch, self.device)
-        with drawing(self.spec.seed, step, chunk.samples), self.autocast():
+        again = standardised_again(self.spec.exec.ws_recompute)
+        with drawing(self.spec.seed, step, chunk.samples), self.autocast(), again:
             losses = self.task.loss(self.model, batch)
             shares = {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
             loss = torch.stack(list(shares.values())).sum()

@@ -17,6 +17,17 @@ def configs_dir() -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
 
 
+def published_csv() -> Path:
+    """Return the published numbers: the wheel's own copy, else the checkout's."""
+    packaged = _PACKAGE / "results" / "published.csv"
+    return packaged if packaged.is_file() else _PACKAGE.parent / "results" / "published.csv"
+
+
+def reference_csv() -> Path:
+    """Return ``results/reference/metrics.csv``, our own measured numbers, from the same places."""
+    return published_csv().parent / "reference" / "metrics.csv"
+
+
 def cache_dir() -> Path:
     """Return the folder for generated data (``NORMBENCH_CACHE``, else the XDG cache folder)."""
     if chosen := os.environ.get("NORMBENCH_CACHE"):
@@ -51,12 +62,18 @@ def require_writable(folder: Path) -> None:
         ) from None
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a reader sees the old or the new file, never a part."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a reader sees the old or the new one, never a part.
+
+    Args:
+        path: the file, in a folder that exists.
+        content: all of it; text becomes UTF-8, line ends as they are.
+    """
+    data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.chunk import resolve_chunk
 from harness.errors import AuditError, DataError, UsageError
-from harness.identity import run_id, stat_batch
+from harness.identity import run_id, run_name, stat_batch
 from harness.norm.catalogue import NORMS, NormInfo
 from harness.record import RunDir, State
 from harness.registry import task_info
@@ -98,7 +98,7 @@ def _statistics_impossible(spec: Spec, norm: NormInfo, info: TaskInfo) -> str | 
         return None
     if not norm.uses_batch_norm:
         return f"batch.stat={spec.batch.stat} is for bn, {norm.name} sees the whole forward"
-    if spec.batch.ghost and not info.separable:
+    if spec.batch.ghost and not info.sees_samples:
         return (
             f"batch.stat={spec.batch.stat}: norms of {info.name} see regions and not only images, "
             "so that no K images can be told apart; use batch.micro"
@@ -112,7 +112,7 @@ def plan_one(spec: Spec, results: Path) -> PlannedRun:
     try:
         run = RunDir(results, run_id(spec))
     except DataError as error:
-        run = RunDir(results, f"{spec.task}-{spec.norm.name}-mb{spec.batch.micro}-s{spec.seed}-?")
+        run = RunDir(results, f"{run_name(spec)}-?")
         reasons = "\n".join(filter(None, (reason, str(error))))
         return PlannedRun(spec, run, "impossible", reasons, 2 if reason else 3)
     state = run.state()

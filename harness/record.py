@@ -6,12 +6,12 @@ interrupted; one with ``failure.json`` is a run that failed, with the reason.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from harness.errors import NormbenchError
 from harness.paths import write_atomic
@@ -58,6 +58,8 @@ class Record(_Data):
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
+    cell: str = ""
+    """What the run is to a table, seed aside (``harness.identity.cell_id``)."""
     spec: dict[str, Any]
     science: dict[str, Any]
     """The canonical description that ``run_id`` hashes."""
@@ -160,8 +162,8 @@ def read_record(path: Path) -> Record:
         ValueError: in one line, if it is truncated, foreign or of a newer version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = from_json(path.read_bytes())  # a third of json.loads, and there are thousands
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable record ({error})") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

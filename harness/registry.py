@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import cast
@@ -17,10 +18,14 @@ TASKS: dict[str, str] = {
 }
 
 
+@cache
+def _foreign_tasks() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group="normbench.tasks")}
+
+
 def task_names() -> dict[str, str]:
     """Return name -> ``module:object`` of our tasks and those of other packages."""
-    others = {point.name: point.value for point in entry_points(group="normbench.tasks")}
-    return TASKS | others
+    return TASKS | _foreign_tasks()
 
 
 def load(reference: str) -> object:

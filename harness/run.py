@@ -84,7 +84,7 @@ def summary(spec: Spec) -> str:
 
 def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> None:
     from harness.collect import read_records, write_csv
-    from harness.tables import result_table
+    from harness.terminal import result_table
 
     records, warnings = read_records(results)
     for warning in warnings:

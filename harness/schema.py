@@ -182,8 +182,15 @@ class ExecSection(Section):
     ws_once: bool = Field(
         True, description="standardise weights once per step, not once per forward"
     )
+    ws_recompute: bool = Field(
+        False, description="standardise weights again in the backward pass instead of keeping them"
+    )
     eval_every: int = Field(
         0, ge=0, description="steps between evaluations on the way, for the curve; 0 = none"
+    )
+    fused: bool = Field(
+        True,
+        description="fast exact forms of operations; false = the plain ones, equal to rounding",
     )
     log_s: float = Field(5.0, gt=0, description="seconds between progress lines")
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between checkpoints")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from harness.errors import AuditError, UsageError
 from harness.norm.catalogue import NORMS, NormInfo, norm_info, parse_norm
 from harness.norm.surgery import convert
-from harness.tables import new_table
+from harness.terminal import new_table
 
 _WIDTH, _GROUPS, _BATCH, _SIDE = 32, 4, 16, 4
 _GHOST = 2

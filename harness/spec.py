@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -58,6 +58,12 @@ def presets(task: str) -> list[str]:
     return sorted(path.stem for path in (configs_dir() / task).glob("*.yaml"))
 
 
+@lru_cache(maxsize=64)
+def _read_yaml(path: Path, _changed: int) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
 def recipe(task: str, preset: str) -> dict[str, Any]:
     """Read ``configs/<task>/<preset>.yaml``, following ``extends``.
 
@@ -71,7 +77,7 @@ def recipe(task: str, preset: str) -> dict[str, Any]:
             f"unknown preset {preset!r} of {task}.{did_you_mean(preset, known)} "
             f"Presets: {', '.join(known)}"
         )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = dict(_read_yaml(path, path.stat().st_mtime_ns))
     parent = content.pop("extends", None)
     return _merge(spec_class(task), recipe(task, parent) if parent else {}, content)
 

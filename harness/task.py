@@ -67,14 +67,19 @@ class TaskInfo(Protocol):
     """``module:Class`` of the ``Task``, imported only when a run starts."""
     numerics: int
     """Raised whenever the same spec gives other numbers than before."""
-    separable: bool
-    """Whether samples cannot influence each other under a batch-independent norm."""
+    sees_samples: bool
+    """Whether every norm site sees whole samples, (N, ...), so that those of a forward can be told
+    apart; in detection the heads see regions."""
     model: type[ModelSection]
     data: type[DataSection]
     loss: type[LossSection]
 
     def norm_facts(self, spec: Spec) -> NormFacts:
         """Describe the norm sites of ``spec.model``."""
+        ...
+
+    def separable(self, spec: Spec) -> bool:
+        """Return whether samples cannot influence each other under a batch-independent norm."""
         ...
 
     def num_train(self, spec: Spec) -> int | None:

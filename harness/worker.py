@@ -25,11 +25,11 @@ from harness.distributed import Ranks, choose_device
 from harness.environment import environment
 from harness.errors import EnvironmentProblem, Interrupted, NormbenchError, UsageError
 from harness.evaluation import best_of, evaluate
-from harness.identity import science, stat_batch
+from harness.identity import cell_id, science, stat_batch
 from harness.init import load_init
 from harness.journal import Journal
 from harness.loop import Trainer, peak_memory_mib, train
-from harness.norm.audit import NormAudit, refresh_trainable
+from harness.norm.audit import NormAudit, refresh_trainable, remark
 from harness.norm.catalogue import NORMS
 from harness.norm.surgery import apply_norm
 from harness.paths import write_atomic
@@ -45,7 +45,8 @@ from harness.task import Task
 def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
     """Build a spec's model: the stock BN model, surgery, freezing, audit.
 
-    The initial weights are drawn before the surgery, hence equal for every norm of a seed.
+    The initial weights are drawn before the surgery, hence equal for every norm of a seed. A model
+    may say how it executes layers by ``execution()``: remarks by path, for the audit.
     """
     torch.manual_seed(derive("init", spec.seed))
     model = task.build_model()
@@ -59,7 +60,8 @@ def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
     )
     task.finish_model(model)
     key_dropout(model)
-    return model, refresh_trainable(audit, model)
+    said: dict[str, str] = getattr(model, "execution", dict)()
+    return model, remark(refresh_trainable(audit, model), said)
 
 
 def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> None:
@@ -146,6 +148,7 @@ def _record(
     canonical = science(spec)
     return Record(
         run_id=run.id,
+        cell=cell_id(spec),
         spec=spec.model_dump(mode="json"),
         science=canonical,
         dataset=task_info(spec.task).dataset(spec),

@@ -34,13 +34,16 @@ class ToyInfo:
     downloads = "noise"
     implementation = "tests.toy:Toy"
     numerics = 1
-    separable = True
+    sees_samples = True
     model = ToyModel
     data = ToyData
     loss = LossSection
 
     def norm_facts(self, spec) -> NormFacts:
         return NormFacts((spec.model.width,), 36, "conv2")
+
+    def separable(self, spec) -> bool:
+        return True
 
     def num_train(self, spec) -> int | None:
         return spec.data.num_train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -122,6 +122,16 @@ def refresh_trainable(audit: NormAudit, model: nn.Module) -> NormAudit:
     """Return ``audit`` with ``trainable`` as ``model`` is now: freezing happens after surgery."""
     return NormAudit(
         tuple(replace(row, trainable=is_trainable(model.get_submodule(row.path))) for row in audit)
+    )
+
+
+def remark(audit: NormAudit, remarks: Mapping[str, str]) -> NormAudit:
+    """Return ``audit`` with what is to be said of some layers, by path, added to ``why``."""
+    return NormAudit(
+        tuple(
+            replace(row, why="; ".join(filter(None, (row.why, remarks.get(row.path, "")))))
+            for row in audit
+        )
     )
 
 

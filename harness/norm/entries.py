@@ -12,6 +12,7 @@ OWN_VARIANTS = (
         eps_inside_root=False,
         scaled=False,
         source="Qiao et al. 2019, arXiv 1903.10520; joe-siyuan-qiao/WeightStandardization",
+        numerics=2,  # 2: one analytic kernel
     ),
     WSVariant(
         "tf",
@@ -20,6 +21,7 @@ OWN_VARIANTS = (
         eps_inside_root=False,
         scaled=False,
         source="the same authors' TensorFlow layer; csrhddlam/dgcnn",
+        numerics=2,  # 2: one analytic kernel
     ),
     WSVariant(
         "bcn",
@@ -28,6 +30,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=False,
         source="Qiao et al. 2019, arXiv 1911.09738; joe-siyuan-qiao/Batch-Channel-Normalization",
+        numerics=2,  # 2: one analytic kernel
     ),
     WSVariant(
         "timm",
@@ -36,6 +39,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=False,
         source="huggingface/pytorch-image-models, timm/layers/std_conv.py, StdConv2d",
+        numerics=2,  # 2: one analytic kernel
     ),
     WSVariant(
         "bit",
@@ -44,6 +48,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=False,
         source="Kolesnikov et al. 2020, arXiv 1912.11370; google-research/big_transfer (PyTorch)",
+        numerics=2,  # 2: one analytic kernel
     ),
     # timm's layer also learns a gain per output channel, initially 1. Ours has none: surgery must
     # not add parameters, or pretrained files would no longer load.
@@ -54,6 +59,25 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=True,
         source="Brock et al. 2021, arXiv 2101.08692; timm ScaledStdConv2d with its gain fixed at 1",
+        numerics=2,  # 2: one analytic kernel
+    ),
+    WSVariant(
+        "centred",
+        unbiased=True,
+        eps=1e-5,
+        eps_inside_root=False,
+        scaled=False,
+        source="the ablation of arXiv 1903.10520: the mean subtracted, nothing divided by",
+        half="centred",
+    ),
+    WSVariant(
+        "divided",
+        unbiased=True,
+        eps=1e-5,
+        eps_inside_root=False,
+        scaled=False,
+        source="the ablation of arXiv 1903.10520: divided as by `authors`, no mean subtracted",
+        half="divided",
     ),
 )
 

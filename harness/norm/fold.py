@@ -44,7 +44,8 @@ def fold(
             layer.weight.copy_(layer.standardized_weight())
             module: nn.Module = layer
             module.__class__ = plain[type(layer)]
-            module.__dict__.pop("ws", None)
+            for name in ("ws", "fused"):
+                module.__dict__.pop(name, None)
     return list(layers)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class WSVariant:
     """One published definition of weight standardisation.
 
-    Every variant subtracts the mean of an output filter and divides by its deviation; they differ
+    Every whole one subtracts the mean of an output filter and divides by its deviation; they differ
     in the number the squares are divided by, and in the size and place of epsilon.
     """
 
@@ -24,6 +25,9 @@ class WSVariant:
     source: str
     numerics: int = 1
     """Raised whenever a change of code changes the numbers."""
+    half: Literal["centred", "divided"] | None = None
+    """Only one of the two steps, for ablations: the mean is subtracted, or the deviation divided
+    by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ def standardize_kernel(
     centred = wide - ops.stop_gradient(wide[one])
     # Not ops.mean: on torch it takes float64 through float32.
     centred = centred - ops.sum(centred, axis=inner, keepdims=True) / n
+    if definition.half == "centred":
+        return ops.cast(centred, dtype)
     squares = ops.sum(ops.square(centred), axis=inner, keepdims=True)
     # With n = 1 the squares are 0, and the unbiased variance's 0 / 0 counts as 0.
     variance = squares / max(n - definition.unbiased, 1)
@@ -64,7 +66,8 @@ def standardize_kernel(
         denominator = _sqrt(variance) + definition.eps
     if definition.scaled:
         denominator = denominator * math.sqrt(n)
-    return ops.cast(centred * ops.reciprocal(denominator), dtype)
+    numerator = wide if definition.half == "divided" else centred
+    return ops.cast(numerator * ops.reciprocal(denominator), dtype)
 
 
 def _sqrt(x: Any) -> Any:

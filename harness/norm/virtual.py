@@ -48,28 +48,35 @@ class _Virtual(nn.modules.batchnorm._BatchNorm):
         )
         if self.track_running_stats:
             variances = (rstds.detach() ** -2 - self.eps) * (size / (size - 1))
-            self._fold(means.detach().view(num, channels), variances.view(num, channels))
+            fold_averages(self, means.detach().view(num, channels), variances.view(num, channels))
         parts = normalised.reshape(num, channels, micro, -1).transpose(1, 2)
         return parts.reshape(input.shape).to(input.dtype)
 
-    @torch.no_grad()
-    def _fold(self, means: Tensor, variances: Tensor) -> None:
-        """Update the running averages as one update a micro-batch, in order, would."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        num = len(means)
-        if self.momentum is None:  # torch's cumulative average: update t has momentum 1 / t
-            seen = float(self.num_batches_tracked)
-            kept, weights = seen / (seen + num), means.new_full((num,), 1 / (seen + num))
-        else:
-            kept = (1 - self.momentum) ** num
-            # Update j of num still counts (1 - momentum) ** (num - 1 - j) at the end.
-            added = [self.momentum * (1 - self.momentum) ** (num - 1 - j) for j in range(num)]
-            weights = torch.tensor(added, dtype=means.dtype, device=means.device)
-        self.running_mean.addmv_(means.t(), weights, beta=kept)
-        self.running_var.addmv_(variances.t(), weights, beta=kept)
-        self.num_batches_tracked += num
+
+@torch.no_grad()
+def fold_averages(norm: nn.modules.batchnorm._BatchNorm, means: Tensor, variances: Tensor) -> None:
+    """Update the running averages of ``norm`` as one update a micro-batch, in order, would.
+
+    Args:
+        norm: a batch norm with running averages.
+        means: of each micro-batch, (M, C), of the type of the averages.
+        variances: unbiased, of each micro-batch, (M, C).
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    num = len(means)
+    if norm.momentum is None:  # torch's cumulative average: update t has momentum 1 / t
+        seen = float(norm.num_batches_tracked)
+        kept, weights = seen / (seen + num), means.new_full((num,), 1 / (seen + num))
+    else:
+        kept = (1 - norm.momentum) ** num
+        # Update j of num still counts (1 - momentum) ** (num - 1 - j) at the end.
+        added = [norm.momentum * (1 - norm.momentum) ** (num - 1 - j) for j in range(num)]
+        weights = torch.tensor(added, dtype=means.dtype, device=means.device)
+    norm.running_mean.addmv_(means.t(), weights, beta=kept)
+    norm.running_var.addmv_(variances.t(), weights, beta=kept)
+    norm.num_batches_tracked += num
 
 
 class VirtualBatchNorm1d(_Virtual, nn.BatchNorm1d):

@@ -1,91 +1,27 @@
-"""Weight standardisation: the one function, and torch's convolutions and Linear built on it.
-
-Qiao, Wang, Liu, Shen and Yuille, "Weight Standardization" (2019), arXiv 1903.10520. The definitions
-in use differ; ``harness.norm.catalogue.WS_VARIANTS`` names them.
-
-In the comments, n is the fan-in: the number of weights that make one output value, which is
-``C_in / groups * prod(kernel_size)``.
-"""
+"""Weight standardisation as layers: torch's convolutions and Linear on standardised weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from harness.norm.catalogue import WSVariant, ws_variant
+from harness.norm.catalogue import ws_variant
+from harness.norm.standardize import standardize_weight
 
-
-def standardize_weight(
-    weight: Tensor, variant: str | WSVariant = "authors", *, out_dim: int = 0, groups: int = 1
-) -> Tensor:
-    """Standardise each output filter of ``weight`` to mean 0 and deviation 1.
-
-    Statistics are computed in float32 for narrower types (in float64 for float64), whatever the
-    autocast, and the result is rounded once to the type of ``weight``; its memory format is kept.
-    A filter with one weight, or with equal weights, has no deviation to divide by: its result is
-    exactly 0, with a finite gradient (up to 1 / eps: more than float16 may hold).
-
-    Args:
-        weight: ``(C_out, C_in / groups, *kernel)``, ``(C_out, C_in)``, or, with ``out_dim=1``, a
-            transposed convolution's ``(C_in, C_out / groups, *kernel)``.
-        variant: name in ``WS_VARIANTS``, or a definition of your own.
-        out_dim: the axis that numbers the output filters.
-        groups: groups of a transposed convolution, whose filters are numbered by both axes; an
-            ordinary grouped convolution needs nothing, its first axis numbers them all.
-
-    Returns:
-        The standardised weight, of the shape, type and memory format of ``weight``.
-
-    Raises:
-        UsageError: if ``variant`` is not the name of one.
-        ValueError: if ``groups`` is given without ``out_dim=1``.
-    """
-    definition = ws_variant(variant) if isinstance(variant, str) else variant
-    out_dim %= weight.dim()
-    if groups == 1:
-        return _standardize(weight, definition, (out_dim,))
-    if out_dim != 1:
-        raise ValueError(f"groups={groups} belongs to a transposed convolution: give out_dim=1")
-    per_group = torch.unflatten(weight, 0, (groups, -1))  # (G, C_in / G, C_out / G, *kernel)
-    return _standardize(per_group, definition, (0, 2)).flatten(0, 1)
-
-
-def _standardize(weight: Tensor, variant: WSVariant, filter_dims: tuple[int, ...]) -> Tensor:
-    """Standardise ``weight`` over every axis but ``filter_dims``."""
-    inner = tuple(dim for dim in range(weight.dim()) if dim not in filter_dims)
-    with _without_autocast(weight.device.type):
-        wide = weight.float() if torch.finfo(weight.dtype).bits < 32 else weight
-        # Subtracting a constant first changes neither result nor gradient, but makes filters of
-        # equal weights exactly 0: their rounded mean would leave a residue of which the division
-        # by a deviation near 0 makes noise.
-        one = tuple(slice(0, 1) if dim in inner else slice(None) for dim in range(weight.dim()))
-        centred = wide - wide.detach()[one]
-        centred -= centred.mean(dim=inner, keepdim=True)
-        # The norm of the centred filter instead of torch.std or var_mean, which are slow on CPU.
-        # Its gradient at 0 is defined as 0.
-        length = torch.linalg.vector_norm(centred, dim=inner, keepdim=True)
-        n = weight.numel() // length.numel()
-        # With n = 1 the length is 0, and the unbiased variance's 0 / 0 counts as 0.
-        sigma = length / math.sqrt(max(n - variant.unbiased, 1))
-        if variant.eps_inside_root:
-            denominator = (sigma.square() + variant.eps).sqrt()
-        else:
-            denominator = sigma + variant.eps
-        if variant.scaled:
-            denominator = denominator * math.sqrt(n)
-        standardized: Tensor = centred * denominator.reciprocal()
-        return standardized.to(weight.dtype)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+__all__ = [
+    "WS_CLASSES",
+    "WSConv1d",
+    "WSConv2d",
+    "WSConv3d",
+    "WSConvTranspose1d",
+    "WSConvTranspose2d",
+    "WSConvTranspose3d",
+    "WSLinear",
+    "WeightStandardized",
+    "standardize_weight",
+]
 
 
 class WeightStandardized(nn.Module):
@@ -96,6 +32,8 @@ class WeightStandardized(nn.Module):
     """
 
     ws: str = "authors"
+    fused: bool = True
+    """Whether the fast form may stand for the formula (``standardize_weight``)."""
     weight: Tensor
     shared: Tensor | None = None
     """The standardised weight of a window of forwards (``harness.norm.window``)."""
@@ -106,7 +44,7 @@ class WeightStandardized(nn.Module):
 
     def standardized_weight(self) -> Tensor:
         """Standardise ``weight``, keeping its shape."""
-        return standardize_weight(self.weight, self.ws)
+        return standardize_weight(self.weight, self.ws, fused=self.fused)
 
     def forward_weight(self) -> Tensor:
         """Return the weight that the forward pass uses, of the shape of ``weight``."""
@@ -142,7 +80,9 @@ class _WeightStandardizedConvTranspose(WeightStandardized, nn.modules.conv._Conv
 
     def standardized_weight(self) -> Tensor:
         """Standardise ``weight``, keeping its shape."""
-        return standardize_weight(self.weight, self.ws, out_dim=1, groups=self.groups)
+        return standardize_weight(
+            self.weight, self.ws, out_dim=1, groups=self.groups, fused=self.fused
+        )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Map ``(B, C_in, *space)`` to ``(B, C_out, *space)``."""

@@ -55,7 +55,7 @@ class ClassificationInfo:
     downloads = prepare.DOWNLOADS
     implementation = "tasks.classification.task:ClassificationTask"
     numerics = 1
-    separable = True
+    sees_samples = True
     model = ClassificationModel
     data = ClassificationData
     loss = LossSection
@@ -63,6 +63,10 @@ class ClassificationInfo:
     def norm_facts(self, spec: Spec) -> NormFacts:
         """Describe the norm sites of the ResNets that we know; others are not refused here."""
         return architectures.norm_facts(spec.model.name, _data(spec).size)
+
+    def separable(self, spec: Spec) -> bool:
+        """Return True: pictures have one size."""
+        return True
 
     def num_train(self, spec: Spec) -> int | None:
         """Return the number of training pictures; None where they are not there to be counted."""

@@ -159,9 +159,8 @@ class DetectionInfo:
     title = "instance segmentation on COCO with Mask and Faster R-CNN (detectron2)"
     downloads = prepare.DOWNLOADS
     implementation = "tasks.detection.task:DetectionTask"
-    numerics = 1
-    # Images of a forward are padded to a common size, and stock losses average over its regions.
-    separable = False
+    numerics = 2  # 2: losses of mini averaged by image, several images a forward
+    sees_samples = False
     model = DetectionModel
     data = DetectionData
     loss = DetectionLoss
@@ -181,6 +180,17 @@ class DetectionInfo:
                 sites[f"roi_heads.{name}"] = head.pool**2  # of a single region
         smallest = min(sites, key=lambda name: sites[name])
         return NormFacts(tuple(sorted(widths)), sites[smallest], smallest)
+
+    def separable(self, spec: Spec) -> bool:
+        """Tell whether images have one size, no losses or proposals in common, and no order."""
+        model, data = _sections(spec)
+        assert isinstance(spec.loss, DetectionLoss)
+        return (
+            data.root is None
+            and not data.group_by_aspect
+            and spec.loss.normalizer == "image"
+            and model.rpn.proposals_per == "image"
+        )
 
     def num_train(self, spec: Spec) -> int | None:
         """Return None: which images have objects to train on shows only in the annotations."""

@@ -67,8 +67,8 @@ class PointcloudInfo:
     title = "point-cloud classification on ModelNet40 with DGCNN"
     downloads = prepare.DOWNLOADS
     implementation = "tasks.pointcloud.task:PointcloudTask"
-    numerics = 1
-    separable = True  # clouds of one size, each with a graph of its own
+    numerics = 2  # 2: EdgeConvs and neighbours in other, faster orders of the same sums
+    sees_samples = True
     model = PointcloudModel
     data = PointcloudData
     loss = PointcloudLoss
@@ -77,6 +77,10 @@ class PointcloudInfo:
         """Describe the norm sites; the head's see a cloud as a single value."""
         model, _ = _sections(spec)
         return architectures.norm_facts(model.name, model.edge, model.embedding, model.head)
+
+    def separable(self, spec: Spec) -> bool:
+        """Return True: clouds have one size, and each a graph of its own."""
+        return True
 
     def num_train(self, spec: Spec) -> int | None:
         """Return the number of training clouds; None where they are not there to be counted."""

@@ -62,6 +62,7 @@ class PointcloudTask:
         assert isinstance(spec.data, PointcloudData)
         assert isinstance(spec.loss, PointcloudLoss)
         self.model, self.data, self.options = spec.model, spec.data, spec.loss
+        self.fused = spec.exec.fused
         if root is None:
             own = self.data.embedded and self.data.root is None
             self.num_classes = embedded.NUM_CLASSES if own else modelnet.MODELNET40_CLASSES
@@ -82,6 +83,7 @@ class PointcloudTask:
             head=options.head,
             dropout=options.dropout,
             num_classes=self.num_classes,
+            fused=self.fused,
         )
         start_as_published(model, bn_eps=options.bn_eps, bn_momentum=options.bn_momentum)
         return model

@@ -71,7 +71,7 @@ class SegmentationInfo:
     downloads = prepare.DOWNLOADS
     implementation = "tasks.segmentation.task:SegmentationTask"
     numerics = 1
-    separable = True  # crops of one size, and a loss that is a sum over pixels
+    sees_samples = True
     model = SegmentationModel
     data = SegmentationData
     loss = LossSection
@@ -86,6 +86,10 @@ class SegmentationInfo:
         return NormFacts(
             tuple(sorted(widths | {model.aspp_channels})), 1, "the ASPP's pooled branch"
         )
+
+    def separable(self, spec: Spec) -> bool:
+        """Return True: crops have one size, and the loss is a sum over pixels."""
+        return True
 
     def num_train(self, spec: Spec) -> int | None:
         """Return the number of training images, where the data are at hand."""

@@ -193,4 +193,4 @@ def test_every_norm_keeps_the_names(layer: str) -> None:
 
 
 def test_the_info_is_what_the_registry_says() -> None:
-    assert task_info("classification").separable
+    assert task_info("classification").sees_samples

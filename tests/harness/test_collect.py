@@ -103,7 +103,7 @@ def test_rebuilding_is_idempotent(tmp_path):
 def test_empty_results_have_headers(tmp_path):
     runs, _ = write_csv(tmp_path, [])
     assert read_csv(runs).empty
-    assert runs.read_text().startswith("run_id,task,preset")
+    assert runs.read_text().startswith("run_id,cell,task,preset")
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,11 @@ def test_chunks_are_refused_where_they_would_change_numbers(toy):
 
 
 def test_chunks_are_refused_where_images_influence_each_other():
-    with pytest.raises(UsageError, match="images of a detection batch influence each other"):
-        resolve_chunk(build("detection", [("exec.chunk", "8")]), task_info("detection"))
+    with pytest.raises(UsageError, match="images of this detection batch influence each other"):
+        resolve_chunk(
+            build("detection", [("exec.chunk", "8"), ("loss.normalizer", "stock")]),
+            task_info("detection"),
+        )
 
 
 def test_mean_of_micro_batch_means_would_be_wrong(toy):

@@ -86,7 +86,7 @@ def test_another_process_would_run_it(outside: Path):
     done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("mad", "mad_ws", "gn_ws"):
-        assert done.stdout.count(f"detection-{name}-mb") == 3
+        assert done.stdout.count(f"detection-{name}-") == 3
 
 
 def test_a_wrong_claim_ends_with_status_5(

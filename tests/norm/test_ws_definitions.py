@@ -42,8 +42,17 @@ def scaled(rows: Tensor) -> Tensor:
     return F.batch_norm(rows[None], None, None, gain, training=True, momentum=0.0, eps=1e-6)[0]
 
 
+def centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(1, keepdim=True)
+
+
+def divided(rows: Tensor) -> Tensor:
+    return rows / (rows.std(1, keepdim=True) + 1e-5)
+
+
 DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    definition.__name__: definition for definition in (authors, tf, bcn, timm, bit, scaled)
+    definition.__name__: definition
+    for definition in (authors, tf, bcn, timm, bit, scaled, centred, divided)
 }
 # name: (class, arguments, shape of an input); the fan-in is what makes one output value
 LAYERS = {

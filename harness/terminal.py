@@ -26,16 +26,18 @@ def new_table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
 
 def plan_table(cells: Sequence[PlannedRun]) -> Table:
     """Return one row a planned run."""
-    counts = ", ".join(f"{n} {_word(state)}" for state, n in count_states(cells).items())
+    counts = ", ".join(f"{n} {state_text(s)}" for s, n in count_states(cells).items())
     table = new_table(f"{len(cells)} run{'s' * (len(cells) != 1)}: {counts}", "run", "state", "why")
     for cell in cells:
-        colour = _COLOURS.get(cell.state, "dim" if cell.state == "impossible" else "default")
-        table.add_row(cell.run.id, f"[{colour}]{_word(cell.state)}[/]", escape(cell.reason))
+        table.add_row(cell.run.id, state_text(cell.state, colour=True), escape(cell.reason))
     return table
 
 
-def _word(state: State) -> str:
-    return "n/a" if state == "impossible" else state
+def state_text(state: State, *, colour: bool = False) -> str:
+    """Return a state as users see it, with rich's markup if ``colour``."""
+    word = "n/a" if state == "impossible" else state
+    tint = _COLOURS.get(state, "dim" if state == "impossible" else "default")
+    return f"[{tint}]{word}[/]" if colour else word
 
 
 def result_table(records: Sequence[Record]) -> Table:

@@ -1,0 +1,80 @@
+"""Runs loops compiled by numba on tensors: fast where torch has no single operation for them.
+
+numba is imported at the first use only (it takes most of a second). Where it is not installed,
+callers have a form in stock torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.paths import cache_dir
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@cache
+def available() -> bool:
+    """Return whether numba is installed."""
+    return find_spec("numba") is not None
+
+
+def applies(x: Tensor) -> bool:
+    """Return whether a compiled loop can work on ``x``: on a CPU, in float32 or float64."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and available()
+
+
+def jit(
+    function: Callable[_P, _R], fastmath: set[str], *, inline: str = "never"
+) -> Callable[_P, _R]:
+    """Compile ``function`` at its first call for each type; later processes find it in a cache.
+
+    Args:
+        function: a loop over NumPy arrays that ends with the arguments ``first, last``.
+        fastmath: LLVM's liberties with floating point, e.g. ``{"contract"}``.
+        inline: ``always`` for what is called in innermost loops.
+    """
+    # An installed package is often in a folder that may not be written.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir() / "numba"))
+    njit = import_module("numba").njit
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, "inline": inline}
+    try:
+        compiled: Callable[_P, _R] = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder at all may be written: compile in every process
+        compiled = njit(**options)(function)
+    return compiled
+
+
+def run(kernel: Callable[..., None], tasks: int, *arguments: Any) -> None:
+    """Call ``kernel(*arguments, first, last)`` over ``range(tasks)``, tensors as arrays.
+
+    The range is shared by as many threads as torch uses; tasks must not influence each other, and
+    then the result has the same bits for any number of them.
+    """
+    given = [one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments]
+    threads = min(torch.get_num_threads(), tasks)
+    if threads <= 1:
+        kernel(*given, 0, tasks)
+        return
+    bounds = [tasks * thread // threads for thread in range(threads + 1)]
+    pending = [
+        _pool(threads).submit(kernel, *given, first, last) for first, last in pairwise(bounds)
+    ]
+    for one in pending:
+        one.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="compiled")

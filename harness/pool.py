@@ -1,0 +1,114 @@
+"""Many runs on one machine: so many at a time, on after a failure, stopped and repeated at will."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.board import Board
+from harness.errors import NormbenchError
+from harness.launch import POLL_S, Forward, Outcome, Running
+from harness.plan import PlannedRun
+from harness.registry import task_info
+
+
+@dataclass
+class Sitting:
+    """What came of one call of ``run_all``."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By run id, of the runs that were started."""
+    stopped: int | None = None
+    """130 or 75 if the sitting was interrupted."""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Return the reasons of the runs that failed."""
+        bad = {run: one for run, one in self.outcomes.items() if one.exit_code not in (0, 75, 130)}
+        return {run: outcome.message for run, outcome in bad.items()}
+
+
+def default_jobs(cells: Sequence[PlannedRun]) -> int:
+    """Return how many runs to make at a time: one a GPU machine, else as many as cores allow."""
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return 1
+    except ImportError:
+        pass
+    cores = os.cpu_count() or 1
+    widest = max((cell.spec.exec.threads or cores for cell in cells), default=1)
+    return max(1, cores // widest)
+
+
+def prepare_data(
+    cells: Sequence[PlannedRun], progress: Callable[[str, int, int], None]
+) -> tuple[dict[str, Path], dict[str, Outcome]]:
+    """Generate or check the data of all runs, each once.
+
+    Returns:
+        The data's folder by run id, and the outcome of runs whose data are not to be had.
+    """
+    roots: dict[str, Path] = {}
+    problems: dict[str, Outcome] = {}
+    known: dict[tuple[str, str], Path | Outcome] = {}
+    for cell in cells:
+        info = task_info(cell.spec.task)
+        try:
+            key = cell.spec.task, f"{info.data_root(cell.spec)} {info.fingerprint(cell.spec)}"
+            if key not in known:
+                known[key] = info.prepare(cell.spec, progress)
+        except NormbenchError as error:
+            problems[cell.run.id] = Outcome(error.exit_code, str(error))
+            continue
+        found = known[key]
+        assert isinstance(found, Path)
+        roots[cell.run.id] = found
+    return roots, problems
+
+
+def run_all(
+    cells: Sequence[PlannedRun], roots: Mapping[str, Path], jobs: int, board: Board
+) -> Sitting:
+    """Make every run, at most ``jobs`` at a time, in their order.
+
+    A failure stops nothing. A request to stop is passed on to all workers, which save; nothing new
+    is started then.
+
+    Args:
+        cells: what to run; each once.
+        roots: folder of the data, by run id.
+        jobs: runs at a time.
+        board: shows what happens.
+    """
+    waiting = deque(cells)
+    running: list[Running] = []
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    sitting = Sitting()
+    with Forward(lambda: tuple(running), board.say) as forward:
+        while running or (waiting and forward.received is None):
+            while waiting and len(running) < jobs and forward.received is None:
+                cell = waiting.popleft()
+                shared = None if cell.spec.exec.threads else threads
+                running.append(Running(cell, roots[cell.run.id], shared))
+                board.started(cell)
+            for one in tuple(running):
+                over = one.ended  # asked first: what comes after it is the last news
+                for row in one.news():
+                    board.row(one.cell, row)
+                if over:
+                    running.remove(one)
+                    outcome = one.outcome(forward.received)
+                    sitting.outcomes[one.cell.run.id] = outcome
+                    board.ended(one.cell, outcome, time.monotonic() - one.began)
+            board.tick()
+            time.sleep(POLL_S)
+    if forward.received is not None:
+        sitting.stopped = 130 if forward.received == signal.SIGINT else 75
+    return sitting

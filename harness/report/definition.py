@@ -1,0 +1,233 @@
+"""``configs/tables.yaml``: each table's rows, columns and seeds, which define the runs it needs."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.errors import UsageError, did_you_mean
+from harness.identity import cell_id
+from harness.paths import configs_dir
+from harness.plan import PlannedRun, plan_one
+from harness.registry import task_names
+from harness.spec import build, parse_words, sweep
+
+SETS = ("mini", "rates", "lite", "paper")
+"""What the tables are grouped by, and the preset that each starts from."""
+
+_FREE = re.compile(r"(data|data\.root|init|init\.source|devices|exec\..+)")
+"""Keys that say where and on what a table's runs are made, and not what they are."""
+
+Words = tuple[tuple[str, str], ...]
+"""``key=value`` words as pairs."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row or column of a table: what it is called, and the keys that make it."""
+
+    label: str
+    words: Words
+
+
+def _entries(axis: Any) -> tuple[Entry, ...]:
+    """Read ``{key: [values]}`` (all combinations) or a list of ``{label:, key: value}``."""
+    if isinstance(axis, Mapping):
+        names = list(axis)
+        combined = itertools.product(*(axis[name] for name in names))
+        return tuple(
+            Entry(
+                ", ".join(_text(value) for value in values),
+                tuple((name, _text(value)) for name, value in zip(names, values, strict=True)),
+            )
+            for values in combined
+        )
+    entries = []
+    for item in axis:
+        words = tuple((key, _text(value)) for key, value in item.items() if key != "label")
+        label = item.get("label") or ", ".join(f"{key}={value}" for key, value in words)
+        entries.append(Entry(str(label), words))
+    return tuple(entries)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, width=10**6).split("\n")[0]
+
+
+class TableDefinition(BaseModel):
+    """One table as ``tables.yaml`` holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    set: str
+    task: str
+    title: str
+    caption: str = ""
+    metrics: tuple[str, ...] = Field(min_length=1)
+    seeds: str = "0"
+    base: Words = ()
+    rows: tuple[Entry, ...] = Field(min_length=1)
+    rows_are: str = ""
+    columns: tuple[Entry, ...] = (Entry("", ()),)
+    columns_are: str = ""
+    reference: str
+    """Label of the row or column that the others are compared with."""
+
+    @field_validator("rows", "columns", mode="before")
+    @classmethod
+    def _read_axis(cls, value: Any) -> Any:
+        return _entries(value) if isinstance(value, Mapping | list) else value
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _read_words(cls, value: Any) -> Any:
+        return tuple((k, _text(v)) for k, v in value.items()) if isinstance(value, dict) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, value: Any) -> Any:
+        return str(value)
+
+    @property
+    def reference_is_row(self) -> bool:
+        """Return whether the reference is a row (else a column)."""
+        return any(row.label == self.reference for row in self.rows)
+
+    @property
+    def over_micro(self) -> bool:
+        """Return whether the columns are micro-batches, to be drawn as a curve."""
+        return len(self.columns) > 1 and all(
+            [key for key, _ in column.words] == ["batch.micro"] for column in self.columns
+        )
+
+    def all_seeds(self) -> list[int]:
+        """Return the model seeds of every cell."""
+        return [int(pairs[0][1]) for pairs in sweep([f"seed={self.seeds}"])]
+
+    def reference_of(self, row: str, column: str) -> tuple[str, str]:
+        """Return the row and column that a cell is compared with."""
+        return (self.reference, column) if self.reference_is_row else (row, self.reference)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run that a table needs."""
+
+    table: str
+    row: str
+    column: str
+    seed: int
+    planned: PlannedRun
+    id: str
+    """What the run is, seed aside (``harness.identity.cell_id``)."""
+
+
+def tables_file() -> Path:
+    """Return ``configs/tables.yaml``."""
+    return configs_dir() / "tables.yaml"
+
+
+@cache
+def definitions(path: Path) -> dict[str, TableDefinition]:
+    """Read a file of tables.
+
+    Raises:
+        UsageError: in one line a problem, with the table and key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a readable file of tables ({error})") from None
+    found: dict[str, TableDefinition] = {}
+    problems: list[str] = []
+    for group, tables in (content or {}).items():
+        if group not in SETS:
+            problems.append(f"{path}: {group!r} is not one of {', '.join(SETS)}")
+            continue
+        for name, table in (tables or {}).items():
+            try:
+                found[name] = _checked(TableDefinition(name=name, set=group, **table))
+            except (ValidationError, TypeError, ValueError) as error:
+                problems.append(f"{path}: {name}: {_first(error)}")
+    if problems:
+        raise UsageError("\n".join(problems))
+    return found
+
+
+def _first(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    item = error.errors(include_url=False)[0]
+    where = ".".join(map(str, item["loc"]))
+    known = did_you_mean(where, TableDefinition.model_fields)
+    return f"{where}: {item['msg']}{known if item['type'] == 'extra_forbidden' else ''}"
+
+
+def _checked(table: TableDefinition) -> TableDefinition:
+    if table.task not in task_names():
+        raise ValueError(f"unknown task {table.task!r}.{did_you_mean(table.task, task_names())}")
+    labels = [entry.label for entry in (*table.rows, *table.columns)]
+    if table.reference not in labels:
+        near = did_you_mean(table.reference, labels)
+        raise ValueError(f"reference {table.reference!r} is no row or column.{near}")
+    return table
+
+
+def choose(
+    names: Sequence[str], words: Sequence[str], *, every: bool, path: Path | None = None
+) -> tuple[list[TableDefinition], Words]:
+    """Choose tables by name, or every table of a set (``preset=``, mini unless said).
+
+    Returns:
+        The tables, restricted to the seeds asked for, and the words for their runs.
+
+    Raises:
+        UsageError: if a table is unknown, or a word would change what a table defines.
+    """
+    known = definitions(path or tables_file())
+    pairs = dict(parse_words(words))
+    group, seeds = pairs.pop("preset", None), pairs.pop("seed", None)
+    if bool(names) == every:
+        raise UsageError(f"name tables ({', '.join(known)}), or give --all")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown table {name!r}.{did_you_mean(name, known)}")
+    if group and (names or group not in SETS):
+        raise UsageError(f"preset={group}: give --all with one of preset={', '.join(SETS)}")
+    for key in pairs:
+        if not _FREE.fullmatch(key):
+            raise UsageError(
+                f"{key}= would change what the tables define; here go preset, seed, data, init, "
+                f"devices and exec.* (normbench run takes every key)"
+            )
+    group = group or SETS[0]
+    chosen = [t for t in known.values() if t.name in names or (every and t.set == group)]
+    if seeds is not None:
+        chosen = [table.model_copy(update={"seeds": seeds}) for table in chosen]
+    return chosen, tuple(pairs.items())
+
+
+def cells(table: TableDefinition, words: Words, results: Path) -> Iterator[Cell]:
+    """Plan every run of a table, row by row.
+
+    Raises:
+        UsageError: if the definition is wrong, naming the table.
+    """
+    start: Words = (("preset", table.set), *table.base)
+    for row, column, seed in itertools.product(table.rows, table.columns, table.all_seeds()):
+        pairs = [*start, *row.words, *column.words, *words, ("seed", str(seed))]
+        try:
+            planned = plan_one(build(table.task, pairs), results)
+        except UsageError as error:
+            place = ", ".join(filter(None, (row.label, column.label)))
+            raise UsageError(f"table {table.name} ({place}): {error}") from None
+        yield Cell(table.name, row.label, column.label, seed, planned, cell_id(planned.spec))

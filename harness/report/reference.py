@@ -1,0 +1,104 @@
+"""``results/reference/``: our own measured tables, and the block of them in the README.
+
+``python -m harness.report.reference --from results`` takes over what was measured there; without
+``--from`` everything is rebuilt from ``results/reference/metrics.csv``, and ``--check`` only tells
+whether that would change a file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness.collect import metrics_frame, read_csv, read_records
+from harness.paths import reference_csv, write_atomic
+from harness.report.build import BuiltTable, build_table
+from harness.report.definition import definitions, tables_file
+from harness.report.layout import layout
+from harness.report.markdown import grids, markdown
+from harness.report.wide import wide
+
+SETS = ("mini", "rates")
+"""What is measured here: the tables on embedded data."""
+
+_BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
+_README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def built_tables(metrics: pd.DataFrame) -> list[BuiltTable]:
+    """Return every reference table that has a number."""
+    nowhere = reference_csv().parent  # holds no runs: what is missing is just not run
+    tables = [table for table in definitions(tables_file()).values() if table.set in SETS]
+    made = [build_table(table, (), nowhere, metrics) for table in tables]
+    return [table for table in made if table.num_done]
+
+
+def readme_block(tables: Sequence[BuiltTable]) -> str:
+    """Return what stands between the README's markers: the values of the ``mini`` tables."""
+    parts = []
+    for table in tables:
+        if table.definition.set != "mini":
+            continue
+        text = layout(table)
+        link = f"[differences, cost, notes](results/reference/tables/{text.name}.md)"
+        parts += [f"### {text.title}", f"{text.caption} {link}".strip(), grids(text, values=True)]
+    return "\n\n".join(parts)
+
+
+def files(tables: Sequence[BuiltTable], readme: str) -> Iterator[tuple[Path, str]]:
+    """Yield every file that is made from the tables, with its content."""
+    folder = reference_csv().parent
+    for table in tables:
+        name = table.definition.name
+        pictures = sorted(path.name for path in (folder / "figures").glob(f"{name}_*.png"))
+        yield folder / "tables" / f"{name}.csv", wide(table).to_csv(index=False)
+        text = markdown(layout(table), [f"../figures/{picture}" for picture in pictures])
+        yield folder / "tables" / f"{name}.md", text
+    before, _, rest = readme.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    yield _README, f"{before}{_BEGIN}\n\n{readme_block(tables)}\n\n{_END}{after}"
+
+
+def take_over(results: Path) -> None:
+    """Copy the numbers and pictures of the reference tables from a results folder."""
+    metrics = metrics_frame(read_records(results)[0])
+    tables = built_tables(metrics)
+    used = {run for table in tables for run in table.run_ids}
+    folder = reference_csv().parent
+    for name in ("tables", "figures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    chosen = metrics[metrics["run_id"].isin(used)]
+    write_atomic(reference_csv(), chosen.to_csv(index=False))
+    for table in tables:
+        for picture in (results / "figures").glob(f"{table.definition.name}_*.png"):
+            shutil.copyfile(picture, folder / "figures" / picture.name)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = ArgumentParser(prog="python -m harness.report.reference")
+    parser.add_argument("--from", dest="results", type=Path, help="take over these results first")
+    parser.add_argument("--check", action="store_true", help="change nothing; 5 if it would")
+    options = parser.parse_args(arguments)
+    if options.results:
+        take_over(options.results)
+    tables = built_tables(read_csv(reference_csv()))
+    stale = [
+        (path, text)
+        for path, text in files(tables, _README.read_text(encoding="utf-8"))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        print(f"{path} {'is not what metrics.csv gives' if options.check else 'written'}")  # noqa: T201
+        if not options.check:
+            write_atomic(path, text)
+    return 5 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""`normbench reproduce`: the runs that tables need, then the tables. Also their plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from harness.board import board
+from harness.errors import NormbenchError, UsageError
+from harness.estimate import Estimate, calibrate, from_records
+from harness.identity import cell_id
+from harness.paths import require_writable
+from harness.plan import PlannedRun, count_states
+from harness.pool import default_jobs, prepare_data, run_all
+from harness.progress import clock
+from harness.report.definition import Cell, TableDefinition, Words, cells, choose
+from harness.terminal import new_table, state_text
+
+
+def split_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split what a command got into names of tables and ``key=value`` words."""
+    names = [word for word in arguments if "=" not in word]
+    return names, [word for word in arguments if "=" in word]
+
+
+def needed(tables: Sequence[TableDefinition], words: Words, results: Path) -> list[Cell]:
+    """Return the cells of all tables; those that are one run come as often as they are shown."""
+    return [cell for table in tables for cell in cells(table, words, results)]
+
+
+def _runs(shown: Sequence[Cell]) -> dict[str, PlannedRun]:
+    """Return each run once, in the order of seeds, so that every table grows evenly."""
+    ordered = sorted(shown, key=lambda cell: cell.seed)
+    runs: dict[str, PlannedRun] = {}
+    for cell in ordered:
+        runs.setdefault(_key(cell), cell.planned)
+    return runs
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell.id} {cell.seed}"
+
+
+def plan_tables(
+    names: Sequence[str],
+    words: Sequence[str],
+    results: Path,
+    console: Console,
+    *,
+    every: bool,
+    jobs: int | None,
+    steps: int | None,
+    path: Path | None,
+) -> None:
+    """Print the runs that tables need, with states, reasons, and what they will take.
+
+    Raises:
+        UsageError: if a table or word is wrong.
+    """
+    tables, pairs = choose(names, words, every=every, path=path)
+    shown = needed(tables, pairs, results)
+    runs = _runs(shown)
+    todo = [run for run in runs.values() if run.state not in ("done", "impossible")]
+    known = from_records(results)
+    if steps:
+        with board(0, 1, console) as lines:
+            roots, _ = prepare_data(todo, lambda *_: None)
+            calibrate(todo, roots, steps, known, lines.say)
+    used_by: dict[str, dict[str, None]] = {}
+    for cell in shown:
+        used_by.setdefault(_key(cell), {})[cell.table] = None
+    columns = ("run", "state", "time", "MiB", "tables", "why")
+    counts = ", ".join(f"{n} {state_text(s)}" for s, n in count_states(runs.values()).items())
+    table = new_table(f"{len(runs)} runs: {counts}", *columns, numbers=("time", "MiB"))
+    for key, run in runs.items():
+        guess = known.get(key.split()[0])
+        table.add_row(
+            run.run.id,
+            state_text(run.state, colour=True),
+            clock(guess.seconds) if guess else "?",
+            f"{guess.mem_mib:.0f}" if guess else "?",
+            ", ".join(used_by[key]),
+            escape(run.reason),
+        )
+    console.print(table)
+    _say(console, _total(todo, known, jobs or default_jobs(todo)))
+
+
+def _total(todo: Sequence[PlannedRun], known: Mapping[str, Estimate], jobs: int) -> str:
+    guesses = [known.get(cell_id(run.spec)) for run in todo]
+    found = [guess for guess in guesses if guess]
+    head = f"{len(todo)} to run, {jobs} at a time"
+    if not todo:
+        return "nothing to run: `normbench report` builds the tables"
+    if not found:
+        return f"{head}; give --calibrate 5 for an estimate of time and memory"
+    seconds = sum(guess.seconds for guess in found) / jobs * len(todo) / len(found)
+    memory = max(guess.mem_mib for guess in found)
+    sources = sorted({guess.source for guess in found})
+    unknown = len(todo) - len(found)
+    rest = f"; {unknown} of them are of unknown length, taken as the others" if unknown else ""
+    return (
+        f"{head}: about {clock(seconds)} (from {' and '.join(sources)}; evaluation is not in "
+        f"timed steps), up to {memory:.0f} MiB a run{rest}"
+    )
+
+
+def reproduce(
+    names: Sequence[str],
+    words: Sequence[str],
+    results: Path,
+    console: Console,
+    *,
+    every: bool,
+    jobs: int | None,
+    path: Path | None,
+) -> None:
+    """Make every run that the tables need and that is not done, then build the tables.
+
+    Raises:
+        UsageError: if a table or word is wrong.
+        NormbenchError: exit 1 if runs failed or a table is incomplete, 3 if all of the missing
+            ones lack their data, 75 or 130 if stopped.
+    """
+    from harness.report.command import report
+
+    tables, pairs = choose(names, words, every=every, path=path)
+    runs = list(_runs(needed(tables, pairs, results)).values())
+    require_writable(results)
+    todo = [run for run in runs if run.state in ("todo", "resumable", "failed")]
+    elsewhere = [run.run.id for run in runs if run.state == "running"]
+    done = sum(run.state == "done" for run in runs)
+    jobs = jobs or default_jobs(todo)
+    _say(console, f"{len(runs)} runs, {done} done, {len(todo)} to make, {jobs} at a time")
+    if elsewhere:
+        _say(console, f"left to another process: {', '.join(elsewhere)}")
+    with board(len(todo), jobs, console) as show:
+        roots, problems = prepare_data(todo, _stages(show.say))
+        sitting = run_all([run for run in todo if run.run.id in roots], roots, jobs, show)
+    failed = sitting.failed | {run: outcome.message for run, outcome in problems.items()}
+    if sitting.stopped:
+        error = NormbenchError("stopped: the same command goes on")
+        error.exit_code = sitting.stopped
+        raise error
+    without = [r for r in runs if r.state == "impossible" and r.exit_code != UsageError.exit_code]
+    failed |= {run.run.id: run.reason for run in without}
+    complete = report(tables, pairs, results, console)
+    if failed:
+        lines = [f"{len(failed)} of {len(runs)} runs could not be made:"]
+        lines += [f"{run}: {' '.join(why.splitlines())}" for run, why in failed.items()]
+        error = NormbenchError("\n".join(lines))
+        if not sitting.failed and len(without) == len(failed):
+            error.exit_code = without[0].exit_code
+        raise error
+    if not complete:
+        raise NormbenchError("a table is incomplete: see its notes")
+
+
+def _stages(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    def progress(stage: str, done: int, total: int) -> None:
+        if done == total:
+            say(f"{stage} {done}/{total}")
+
+    return progress
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
