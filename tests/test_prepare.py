@@ -272,15 +272,11 @@ def test_classification(imagenet_downloads, tmp_path, monkeypatch):
     assert tree(imagenet_downloads) == before  # nothing is left beside the archives
 
 
-def test_val_needs_the_development_kit_and_scipy(imagenet_downloads, tmp_path, monkeypatch, capsys):
+def test_val_needs_the_development_kit(imagenet_downloads, tmp_path, monkeypatch, capsys):
     words = ("classification", f"data={tmp_path / 'out'}", "--from")
-    val, kit = imagenet_downloads / "ILSVRC2012_img_val.tar", imagenet_downloads / _DEVKIT
+    val = imagenet_downloads / "ILSVRC2012_img_val.tar"
     assert prepare(monkeypatch, *words, val) == 3
     assert f"give {_DEVKIT} (image-net.org) with --from too" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    assert prepare(monkeypatch, *words, val, "--from", kit) == 4
-    assert "pip install scipy" in capsys.readouterr().err
 
 
 def test_pictures_that_are_sorted_already(imagenet_downloads, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from harness import archives
-from harness.errors import DataError, EnvironmentProblem
+from harness.errors import DataError
 from harness.task import Progress
 from tasks.classification import imagefolder
 
@@ -87,7 +87,6 @@ def read_devkit(path: Path) -> list[str]:
 
     Raises:
         DataError: if the archive is not the official one.
-        EnvironmentProblem: without scipy, which reads its MATLAB file.
     """
     from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
 
@@ -96,10 +95,6 @@ def read_devkit(path: Path) -> list[str]:
         Path(folder, _DEVKIT).symlink_to(path.resolve())
         try:
             parse_devkit_archive(folder)
-        except ImportError:
-            raise EnvironmentProblem(
-                f"{_DEVKIT} holds a MATLAB file: pip install scipy, then prepare again"
-            ) from None
         except RuntimeError:  # its checksum
             raise DataError(
                 f"{path} is damaged, or not the official file: download it again"
