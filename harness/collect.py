@@ -174,9 +174,22 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=types)
 
 
-def write_csv(results: Path, records: Sequence[Record]) -> tuple[Path, Path]:
-    """Rebuild ``runs.csv`` and ``metrics.csv``; return their paths."""
+def write_csv(
+    results: Path, records: Sequence[Record], numbers: pd.DataFrame | None = None
+) -> tuple[Path, Path]:
+    """Rebuild ``runs.csv`` and ``metrics.csv``.
+
+    Args:
+        results: the folder to write to.
+        records: of all runs.
+        numbers: their ``metrics_frame``, where it is at hand.
+
+    Returns:
+        The paths of the two files.
+    """
     runs, metrics = results / "runs.csv", results / "metrics.csv"
+    if numbers is None:
+        numbers = metrics_frame(records)
     write_atomic(runs, runs_frame(records).to_csv(index=False))
-    write_atomic(metrics, metrics_frame(records).to_csv(index=False))
+    write_atomic(metrics, numbers.to_csv(index=False))
     return runs, metrics

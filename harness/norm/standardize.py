@@ -40,7 +40,8 @@ def standardize_weight(
     Statistics are computed in float32 for narrower types (in float64 for float64), whatever the
     autocast, and the result is rounded once to the type of ``weight``; its memory format is kept.
     A filter with one weight, or with equal weights, has no deviation to divide by: its result is
-    exactly 0, with a finite gradient (up to 1 / eps: more than float16 may hold).
+    exactly 0 (the filter over eps where ``variant`` only divides), with a finite gradient (up to
+    1 / eps: more than float16 may hold).
 
     Args:
         weight: ``(C_out, C_in / groups, *kernel)``, ``(C_out, C_in)``, or, with ``out_dim=1``, a

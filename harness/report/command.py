@@ -41,8 +41,8 @@ def report(
     records, warnings = read_records(results)
     for warning in warnings:
         _say(console, f"warning: {warning}")
-    runs, metrics = write_csv(results, records)
     frame = metrics_frame(records)
+    runs, metrics = write_csv(results, records, frame)
     built = [build_table(table, words, results, frame) for table in tables]
     made = [table for table in built if asked or table.num_done]
     paths = write(made, results)

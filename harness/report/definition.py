@@ -176,6 +176,10 @@ def _checked(table: TableDefinition) -> TableDefinition:
     if table.task not in task_names():
         raise ValueError(f"unknown task {table.task!r}.{did_you_mean(table.task, task_names())}")
     labels = [entry.label for entry in (*table.rows, *table.columns)]
+    for entries in (table.rows, table.columns):
+        names = [entry.label for entry in entries]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two rows or columns are called {twice[0]!r}")
     if table.reference not in labels:
         near = did_you_mean(table.reference, labels)
         raise ValueError(f"reference {table.reference!r} is no row or column.{near}")

@@ -53,7 +53,7 @@ _NO_DATE = {
 _DPI = 150
 _PANEL = (3.0, 2.6)
 """Inches of one panel's axes; what stands around them has fixed room, which needs no measuring."""
-_LEFT, _RIGHT, _BELOW, _ABOVE = 0.65, 0.1, 0.85, 0.4
+_LEFT, _RIGHT, _BELOW, _ABOVE = 0.65, 0.1, 0.85, 0.5
 _LETTER = 0.075
 """Inches that a letter of the legend takes."""
 
@@ -117,9 +117,9 @@ def _panels(
         left = index * panels / len(names) + _LEFT
         place = (left / width, _BELOW / height, _PANEL[0] / width, _PANEL[1] / height)
         draw(figure.add_axes(place), name)
-    title = textwrap.shorten(table.definition.title, int(11 * width), placeholder="...")
-    figure.text(_LEFT / width, 1 - 0.1 / height, title, fontsize=10, va="top")
-    lines = textwrap.fill(caption, int(17 * (width - 0.2)))
+    title = _wrapped(table.definition.title, 13 * (width - _LEFT), max_lines=2)
+    figure.text(_LEFT / width, 1 - 0.1 / height, title, fontsize=9, va="top")
+    lines = _wrapped(caption, 17 * (width - 0.2))
     figure.text(0.1 / width, 0.06 / height, lines, fontsize=7, color="0.35")
     handles = [Line2D([], [], label=row, **styles[row]) for row in styles]
     corner = (panels / width, 1 - _ABOVE / height)
@@ -127,6 +127,13 @@ def _panels(
         handles=handles, loc="upper left", bbox_to_anchor=corner, frameon=False, fontsize=8
     )
     return figure
+
+
+def _wrapped(text: str, letters: float, max_lines: int | None = None) -> str:
+    lines = textwrap.wrap(
+        text, int(letters), max_lines=max_lines, placeholder="...", break_on_hyphens=False
+    )
+    return "\n".join(lines)
 
 
 def _of(table: BuiltTable, metric: str, row: str) -> list[BuiltCell]:
@@ -221,7 +228,7 @@ def _cost(table: BuiltTable) -> Figure:
                         color=style["color"],
                         fontsize=7,
                     )
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.1 * axes.dataLim.x1)
 
     caption = "Mean ± standard deviation over seeds"
     if table.definition.columns_are:

@@ -15,7 +15,13 @@ DEFINITIONS = {
     "timm": (0, 1e-6, True, False),
     "bit": (0, 1e-10, True, False),
     "scaled": (0, 1e-6, True, True),
+    # One step only: the other of (row - mean) / deviation is left out.
+    "centred": (1, 1e-5, False, False),
+    "divided": (1, 1e-5, False, False),
 }
+HALVES = ("centred", "divided")
+WHOLE = tuple(name for name in DEFINITIONS if name not in HALVES)
+"""Those that promise mean 0 and deviation 1."""
 
 
 def standardize_rows(rows: Array, variant: str) -> Array:
@@ -23,11 +29,10 @@ def standardize_rows(rows: Array, variant: str) -> Array:
     ddof, eps, inside, scaled = DEFINITIONS[variant]
     out = np.zeros_like(rows)
     for i, row in enumerate(rows):
-        if row.size == 1:
-            continue
-        variance = np.var(row, ddof=ddof)
+        variance = np.var(row, ddof=ddof) if row.size > 1 else 0.0
         deviation = math.sqrt(variance + eps) if inside else math.sqrt(variance) + eps
-        out[i] = (row - row.mean()) / deviation
+        numerator = row if variant == "divided" else row - row.mean()
+        out[i] = numerator if variant == "centred" else numerator / deviation
         if scaled:
             out[i] /= math.sqrt(row.size)
     return out

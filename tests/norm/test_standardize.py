@@ -11,6 +11,7 @@ from harness import compiled
 from harness.norm import standardize
 from harness.norm.catalogue import WS_VARIANTS
 from harness.norm.weight_standardization import WSConv2d, WSConvTranspose2d, standardize_weight
+from tests.norm.references import WHOLE
 from tests.norm.test_ws_definitions import DEFINITIONS, as_rows
 
 SHAPES = {
@@ -56,7 +57,7 @@ def both(weight: torch.Tensor, variant: str, upstream: torch.Tensor, **options):
     return found
 
 
-@pytest.mark.parametrize("variant", WS_VARIANTS)
+@pytest.mark.parametrize("variant", WHOLE)
 @pytest.mark.parametrize("name", SHAPES)
 def test_kernel_equals_formula_in_float64(name: str, variant: str):
     shape, options = SHAPES[name]
@@ -103,7 +104,7 @@ def test_narrow_types_are_rounded_once(dtype: torch.dtype, bits: int, variant: s
         assert ((found.double() - exact).abs() <= half_a_step).all()
 
 
-@pytest.mark.parametrize("variant", WS_VARIANTS)
+@pytest.mark.parametrize("variant", WHOLE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [1, 2, 7, 16, 27, 131, 2304])
 def test_equal_weights_give_exactly_zero(n: int, dtype: torch.dtype, variant: str):
@@ -216,6 +217,12 @@ def test_transforms_and_compilers_see_the_formula():
     assert tangent.abs() < 1e-12  # a shift changes nothing
 
 
+def test_halves_always_use_the_plain_form():
+    for variant in WS_VARIANTS:
+        layer = WSConv2d(3, 4, 3, ws=variant)
+        assert (standardize.recipe(layer.standardized_weight()) is None) == (variant not in WHOLE)
+
+
 def test_layers_may_use_the_plain_form():
     layer = WSConv2d(3, 4, 3)
     assert standardize.recipe(layer.standardized_weight()) is not None
@@ -239,7 +246,7 @@ def test_the_recipe_gives_the_same_bits():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("variant", WS_VARIANTS)
+@pytest.mark.parametrize("variant", WHOLE)
 def test_kernel_equals_formula_on_a_gpu(variant: str):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

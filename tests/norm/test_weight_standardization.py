@@ -20,6 +20,8 @@ from harness.norm.weight_standardization import (
 )
 from tests.norm.references import (
     DEFINITIONS,
+    HALVES,
+    WHOLE,
     numeric_gradient,
     standardize,
     standardize_transposed,
@@ -106,7 +108,7 @@ def test_narrow_types_are_rounded_once(dtype: torch.dtype, bits: int, variant: s
     assert gradient(weight, torch.ones_like(weight), variant).dtype == dtype
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WHOLE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e-3])
 def test_filters_without_deviation_give_zero_and_a_finite_gradient(value, dtype, variant):
@@ -120,7 +122,19 @@ def test_filters_without_deviation_give_zero_and_a_finite_gradient(value, dtype,
             assert (found == 0).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(4, 64, 3, 3), (5, 1)])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e-3])
+def test_halves_of_filters_without_deviation(value: float, shape: tuple[int, ...]):
+    weight, upstream = torch.full(shape, value), normal(*shape).float()
+    assert (standardize_weight(weight, "centred") == 0).all()
+    divided = standardize_weight(weight, "divided")
+    assert divided.isfinite().all()
+    torch.testing.assert_close(divided, weight / 1e-5)
+    for variant in HALVES:
+        assert gradient(weight, upstream, variant).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", WHOLE)
 def test_gradient_at_zero_is_the_limit_of_the_formula(variant: str):
     upstream = normal(3, 8)
     _, eps, inside, scaled = DEFINITIONS[variant]
@@ -147,7 +161,7 @@ seeded = settings(deadline=None, derandomize=True, max_examples=40)
 
 
 @seeded
-@given(weights, st.sampled_from(VARIANTS))
+@given(weights, st.sampled_from(WHOLE))
 def test_rows_have_mean_0_and_deviation_1(weight: torch.Tensor, variant: str):
     definition = WS_VARIANTS[variant]
     found = standardize_weight(weight, definition)
@@ -161,7 +175,7 @@ def test_rows_have_mean_0_and_deviation_1(weight: torch.Tensor, variant: str):
 
 
 @seeded
-@given(weights, st.floats(-10, 10), st.sampled_from(VARIANTS))
+@given(weights, st.floats(-10, 10), st.sampled_from(WHOLE))
 def test_shifting_a_filter_changes_nothing(weight: torch.Tensor, shift: float, variant: str):
     moved = standardize_weight(weight + shift, variant)
     torch.testing.assert_close(moved, standardize_weight(weight, variant), rtol=1e-7, atol=1e-9)
@@ -180,7 +194,7 @@ def test_scaling_a_filter_divides_its_gradient(weight: torch.Tensor, scale: floa
 
 
 @seeded
-@given(weights, st.sampled_from(VARIANTS))
+@given(weights, st.sampled_from(WHOLE))
 def test_gradient_rows_sum_to_0_and_are_orthogonal_to_the_weights(weight, variant: str):
     found = gradient(weight, normal(*weight.shape, seed=5), variant)
     size = found.abs().sum(1) + 1

@@ -80,10 +80,15 @@ def test_wrong_choices_say_what_to_do(tables, names, words, every, message):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("task: toy\n    title: A", "task: toi\n    title: A", "curve: .*unknown task 'toi'.*'toy'"),
+        (
+            "task: toy\n    title: A",
+            "task: toi\n    title: A",
+            "curve: .*unknown task 'toi'",
+        ),
         ("reference: gn\n", "reference: gm\n", "curve: .*reference 'gm' is no row or column"),
         ("metrics: [pixel_acc]\n    seeds", "metrics: []\n    seeds", "curve: metrics: "),
         ("seeds: 0..1", "seed: 0..1", "curve: seed: .*Did you mean 'seeds'"),
+        ("standardised, faster", "plain", "halves: two rows or columns are called 'plain'"),
         ("mini:\n", "mimi:\n", "'mimi' is not one of mini"),
         ("rows: {norm", "rows: [norm", "not a readable file of tables"),
     ],

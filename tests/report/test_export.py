@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.collect import metrics_frame, read_records, write_csv
@@ -177,7 +177,6 @@ DOCUMENT = r"""\documentclass{article}
 """
 
 
-@pytest.mark.slow
 def test_latex_compiles(tmp_path):
     engine = shutil.which("pdflatex") or shutil.which("tectonic")
     if engine is None:
@@ -207,27 +206,22 @@ def test_csv_round_trip_keeps_values_and_types(tmp_path):
     assert (plain[numbers].dtypes == "float64").all()
 
 
+@settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=3),
+    st.floats(-1e100, 1e100),
     st.sampled_from(["NA", "None", "null", "", "1", "a,b", 'say "x"']),
 )
-def test_csv_keeps_every_number_and_label(tmp_path_factory, values, label):
+def test_csv_keeps_every_number_and_label(tmp_path_factory, value, label):
     folder = tmp_path_factory.mktemp("wide")
-    # Spreads of huge numbers overflow, which is no concern here.
     table = definition(
         rows=[{"label": "gn", "norm": "gn"}], columns=[{"label": label}], reference="gn"
     )
-    cells = []
-    for value in values:
-        scaled = value / 1e300 if abs(value) > 1e100 else value
-        found = records(table, folder, {("gn", label): (scaled,)})
-        cells.append((build_table(table, (), folder, metrics_frame(found)), scaled))
-    for found, scaled in cells:
-        path = folder / "table.csv"
-        wide(found).to_csv(path, index=False)
-        back = read_wide(path)
-        assert back["m0"].tolist() == [scaled]
-        assert back["column"].tolist() == [label]
+    found = records(table, folder, {("gn", label): (value,)})
+    path = folder / "table.csv"
+    wide(build_table(table, (), folder, metrics_frame(found))).to_csv(path, index=False)
+    back = read_wide(path)
+    assert back["m0"].tolist() == [value]
+    assert back["column"].tolist() == [label]
 
 
 # -- files -------------------------------------------------------------------------------------

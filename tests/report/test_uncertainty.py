@@ -254,6 +254,9 @@ def test_verdict_heeds_the_correction():
 
 
 def test_scipy_is_imported_only_where_it_is_used():
-    code = "import sys, harness.report.uncertainty; print('scipy' in sys.modules, 'pandas' in sys.modules)"
+    code = (
+        "import sys, harness.report.uncertainty;"
+        "print('scipy' in sys.modules, 'pandas' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
