@@ -12,7 +12,7 @@ OWN_VARIANTS = (
         eps_inside_root=False,
         scaled=False,
         source="Qiao et al. 2019, arXiv 1903.10520; joe-siyuan-qiao/WeightStandardization",
-        numerics=2,  # 2: one analytic kernel
+        numerics=3,  # 2: one analytic kernel; 3: exact for large means too
     ),
     WSVariant(
         "tf",
@@ -21,7 +21,7 @@ OWN_VARIANTS = (
         eps_inside_root=False,
         scaled=False,
         source="the same authors' TensorFlow layer; csrhddlam/dgcnn",
-        numerics=2,  # 2: one analytic kernel
+        numerics=3,  # 2: one analytic kernel; 3: exact for large means too
     ),
     WSVariant(
         "bcn",
@@ -30,7 +30,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=False,
         source="Qiao et al. 2019, arXiv 1911.09738; joe-siyuan-qiao/Batch-Channel-Normalization",
-        numerics=2,  # 2: one analytic kernel
+        numerics=3,  # 2: one analytic kernel; 3: exact for large means too
     ),
     WSVariant(
         "timm",
@@ -39,7 +39,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=False,
         source="huggingface/pytorch-image-models, timm/layers/std_conv.py, StdConv2d",
-        numerics=2,  # 2: one analytic kernel
+        numerics=3,  # 2: one analytic kernel; 3: exact for large means too
     ),
     WSVariant(
         "bit",
@@ -48,7 +48,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=False,
         source="Kolesnikov et al. 2020, arXiv 1912.11370; google-research/big_transfer (PyTorch)",
-        numerics=2,  # 2: one analytic kernel
+        numerics=3,  # 2: one analytic kernel; 3: exact for large means too
     ),
     # timm's layer also learns a gain per output channel, initially 1. Ours has none: surgery must
     # not add parameters, or pretrained files would no longer load.
@@ -59,7 +59,7 @@ OWN_VARIANTS = (
         eps_inside_root=True,
         scaled=True,
         source="Brock et al. 2021, arXiv 2101.08692; timm ScaledStdConv2d with its gain fixed at 1",
-        numerics=2,  # 2: one analytic kernel
+        numerics=3,  # 2: one analytic kernel; 3: exact for large means too
     ),
     WSVariant(
         "centred",

@@ -26,7 +26,7 @@ def standardize_kernel(
     Equal to ``harness.norm.weight_standardization.standardize_weight`` on the same filters:
     statistics in float32 for narrower types (in float64 for float64), the result rounded once to
     the type of ``kernel``. A filter with one weight, or with equal weights, has no deviation to
-    divide by: its result is exactly 0, with a finite gradient.
+    divide by: its result is exactly 0 (``divided``: divided by epsilon), with a finite gradient.
 
     Args:
         kernel: tensor or variable ``(*kernel_size, C_in / groups, C_out)`` or ``(C_in, C_out)``;

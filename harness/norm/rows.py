@@ -33,7 +33,7 @@ def standardize(rows: Tensor, denominator: Denominator, out: Tensor, moments: Te
         rows: ``(O, n)``, contiguous, float32 or float64.
         denominator: what a row's biased deviation is turned into.
         out: ``(O, n)``, written.
-        moments: ``(2, O)``, written: the means and the biased deviations.
+        moments: ``(2, O)``, written: the means, less each row's first weight, and the biased deviations.
     """
     _run("forward", rows, (rows, out, moments), denominator)
 
@@ -79,22 +79,25 @@ def _forward(
     last: int,
 ) -> None:
     zero = size - size  # of the type of the rows
+    # Subtracting one weight first makes rows of equal weights exactly 0, and keeps the digits of
+    # rows whose mean is large against their deviation. Stored, for else reassociation undoes it.
+    shifted = np.empty_like(rows[0])
     for i in range(first, last):
-        # Subtracting one weight first makes rows of equal weights exactly 0.
-        pivot = rows[i, 0]
         mean = zero
         for j in range(rows.shape[1]):
-            mean += rows[i, j] - pivot
-        mean = pivot + mean / size
+            shifted[j] = rows[i, j] - rows[i, 0]
+        for j in range(rows.shape[1]):
+            mean += shifted[j]
+        mean /= size
         squares = zero
         for j in range(rows.shape[1]):
-            centred = rows[i, j] - mean
+            centred = shifted[j] - mean
             squares += centred * centred
         sigma = np.sqrt(squares / size)
         divisor = scale * (np.sqrt(factor * factor * sigma * sigma + inner) + outer)
         reciprocal = zero if sigma == zero else (size / size) / divisor
         for j in range(rows.shape[1]):
-            out[i, j] = (rows[i, j] - mean) * reciprocal
+            out[i, j] = (shifted[j] - mean) * reciprocal
         moments[0, i] = mean
         moments[1, i] = sigma
 
@@ -113,16 +116,19 @@ def _backward(
     last: int,
 ) -> None:
     zero = size - size
+    shifted = np.empty_like(rows[0])
     for i in range(first, last):
+        for j in range(rows.shape[1]):
+            shifted[j] = rows[i, j] - rows[i, 0]
         mean, sigma = moments[0, i], moments[1, i]
         total = zero
         along = zero
         for j in range(rows.shape[1]):
             total += upstream[i, j]
-            along += upstream[i, j] * (rows[i, j] - mean)
+            along += upstream[i, j] * (shifted[j] - mean)
         total /= size
         root = np.sqrt(factor * factor * sigma * sigma + inner)
         divisor = scale * (root + outer)
         along *= zero if sigma == zero else factor * factor / (root * (root + outer)) / size
         for j in range(rows.shape[1]):
-            out[i, j] = (upstream[i, j] - total - (rows[i, j] - mean) * along) / divisor
+            out[i, j] = (upstream[i, j] - total - (shifted[j] - mean) * along) / divisor

@@ -201,7 +201,10 @@ def _again(node: Any) -> Tensor:
 def _standardized(
     weight: Tensor, variant: WSVariant, filter_dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the standardised weight and the moments of its filters, ``(2, O)``."""
+    """Return the standardised weight and the moments of its filters, ``(2, O)``.
+
+    These are the mean, less the filter's first weight, and the biased deviation.
+    """
     layout = _Layout(weight, filter_dims)
     rows = layout.rows(_widened(weight))
     denominator = Denominator.of(variant, rows.shape[1])
@@ -252,15 +255,16 @@ def _standardize_rows(rows: Tensor, denominator: Denominator) -> tuple[Tensor, T
     """
     num, n = rows.shape
     tiny = torch.finfo(rows.dtype).tiny  # no epsilon at all would make NaN of equal weights
+    shifted = rows - rows[:, :1]  # keeps the digits where the mean is large against the deviation
     normalised, mean, rstd = torch.ops.aten.native_group_norm(
-        rows.view(1, num, n), None, None, 1, num, n, num, tiny
+        shifted.view(1, num, n), None, None, 1, num, n, num, tiny
     )
     sigma = rstd.reciprocal()
     sigma = sigma.masked_fill_(sigma < 2 * math.sqrt(tiny), 0.0)
     ratio = sigma / denominator.root(sigma).add_(denominator.outer).mul_(denominator.scale)
     ratio = ratio.masked_fill_(sigma == 0, 0.0)
     out: Tensor = normalised.mul_(ratio.view(1, num, 1)).view(num, n)
-    return out, torch.cat((mean, sigma))
+    return out, torch.cat((mean, sigma))  # the mean is that of the shifted row
 
 
 def _row_gradient(grad: Tensor, rows: Tensor, denominator: Denominator, moments: Tensor) -> Tensor:
@@ -275,7 +279,7 @@ def _row_gradient(grad: Tensor, rows: Tensor, denominator: Denominator, moments:
     gamma = (divisor * rstd).mul_(denominator.scale).reciprocal_()
     out: Tensor = torch.ops.aten.native_batch_norm_backward(
         grad.view(1, num, n),
-        rows.view(1, num, n),
+        (rows - rows[:, :1]).view(1, num, n),
         gamma,
         None,
         None,

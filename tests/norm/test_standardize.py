@@ -84,8 +84,9 @@ def test_kernel_equals_the_published_lines(variant: str, scale: float):
 
 
 @pytest.mark.parametrize("variant", WS_VARIANTS)
-def test_float32_is_exact_to_rounding(variant: str):
-    weight, upstream = 0.02 * torch.randn(8, 64, 3, 3), torch.randn(8, 64, 3, 3)
+@pytest.mark.parametrize("mean", [0.0, 0.1, 1.0, 10.0], ids="{}x its deviation".format)
+def test_float32_is_exact_to_rounding(variant: str, mean: float):
+    weight, upstream = 0.02 * (torch.randn(8, 64, 3, 3) + mean), torch.randn(8, 64, 3, 3)
     result, gradient, _, _ = both(weight, variant, upstream)
     _, _, expected, slope = both(weight.double(), variant, upstream.double())
     assert (result - expected).norm() < 3e-7 * expected.norm()
