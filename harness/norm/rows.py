@@ -33,7 +33,8 @@ def standardize(rows: Tensor, denominator: Denominator, out: Tensor, moments: Te
         rows: ``(O, n)``, contiguous, float32 or float64.
         denominator: what a row's biased deviation is turned into.
         out: ``(O, n)``, written.
-        moments: ``(2, O)``, written: the means, less each row's first weight, and the biased deviations.
+        moments: ``(2, O)``, written: the means, less each row's first weight, and the biased
+            deviations.
     """
     _run("forward", rows, (rows, out, moments), denominator)
 
