@@ -94,7 +94,7 @@ def _total(todo: Sequence[PlannedRun], known: Mapping[str, Estimate], jobs: int)
     found = [guess for guess in guesses if guess]
     head = f"{len(todo)} to run, {jobs} at a time"
     if not todo:
-        return "nothing to run: `normbench report` builds the tables"
+        return "nothing is left to run"
     if not found:
         return f"{head}; give --calibrate 5 for an estimate of time and memory"
     seconds = sum(guess.seconds for guess in found) / jobs * len(todo) / len(found)
