@@ -43,7 +43,12 @@ def test_detection_learns(tmp_path: Path):
 @pytest.mark.mini
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    ("task", "metric", "least"), [("classification", "top1_acc", 85), ("segmentation", "mIoU", 80)]
+    ("task", "metric", "least"),
+    [
+        ("classification", "top1_acc", 85),
+        ("segmentation", "mIoU", 80),
+        ("pointcloud", "overall_acc", 80),
+    ],
 )
 def test_the_other_tasks_learn(task, metric, least, tmp_path: Path):
     assert mini_run(task, tmp_path).loc[metric, "value"] > least
