@@ -17,7 +17,7 @@ override GPUS := $(value GPUS)
 override JOBS := $(value JOBS)
 export NORM SEED PRESET DATA GPUS JOBS
 
-.PHONY: help setup $(TASKS) reproduce-all-tables report test check clean
+.PHONY: help setup $(TASKS) reproduce-all-tables report bench test check clean
 
 help:  ## list the targets (default)
 	@awk -F ':.*## ' '/^[^\t#].*:.*## / { sub(/^\$$\(TASKS\)/, "$(TASKS)", $$1); printf "%-20s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ reproduce-all-tables: setup  ## all tables of PRESET (mini): SEED DATA JOBS ARGS
 
 report: setup  ## rebuild the CSV files, tables and figures from the records; ARGS
 	@exec .venv/bin/normbench report $(ARGS)
+
+bench: setup  ## measure speed and memory beside named peers; ARGS="loop --rounds 9"
+	@exec .venv/bin/python -m benchmarks $(ARGS)
 
 test: setup  ## run the tests; ARGS="-k foo" goes to pytest
 	@exec .venv/bin/pytest --durations=15 --durations-min=0.5 $(ARGS)

@@ -1,1 +1,1 @@
-"""Paired measurements against named peers; each module prints its table when run."""
+"""Paired measurements against named peers; ``python -m benchmarks`` runs them all."""

@@ -2,8 +2,7 @@
 
     python -m benchmarks.weight_standardization [alone] [step] [memory] [evaluation] [--rounds 15]
 
-On the 53 convolutions of ResNet-50, interleaved in one process and on one thread: medians,
-quartiles and paired ratios of processor time, so that others on the machine count less. `alone` is
+On the 53 convolutions of ResNet-50, interleaved in one process and on one thread. `alone` is
 forward and backward of the standardisation, of all weights after each other (`held`, as in a
 training step, where the results wait for the backward pass) and layer by layer. `step` is a
 training step on images of 224 x 224 without optimiser, relative to the same network with plain
@@ -15,27 +14,25 @@ layers themselves. `plain again` is a second copy of the reference: what it diff
 
 from __future__ import annotations
 
-import argparse
 import copy
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median, quantiles
 
-import timm.layers
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import paired
+from benchmarks.paired import Bench
 from harness import compiled
-from harness.environment import cpu_name
 from harness.norm.window import standardised_again, standardised_once
 from normbench import WSConv2d, convert, fold, standardize_weight
+from tasks.classification.model import build_classifier
 
 WARM_UP = 2
-WINDOWS = (1, 4, 8)
+WINDOWS = {1: (1.15, 1.10), 4: (1.03, 1.03), 8: (1.02, 1.02)}
+"""Micro-batches of a step, and the goals of ours on a CPU: in stock torch and compiled."""
 
 
 def authors(weight: Tensor) -> Tensor:
@@ -94,7 +91,11 @@ def peer(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Conv2d], None]:
     return retype
 
 
-def timms(cls: type[nn.Module]) -> Callable[[nn.Conv2d], None]:
+def timms(name: str) -> Callable[[nn.Conv2d], None]:
+    import timm.layers
+
+    cls = getattr(timm.layers, name)
+
     def retype(conv: nn.Conv2d) -> None:
         stock_layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size)
         conv.__class__ = cls
@@ -109,15 +110,23 @@ class Network:
     """ResNet-50 with group norm and one kind of convolution, and its next step."""
 
     def __init__(
-        self, retype: Callable[[nn.Conv2d], None] | None = None, *, ws: bool = True
+        self,
+        bench: Bench,
+        retype: Callable[[nn.Conv2d], None] | None = None,
+        *,
+        ws: bool = True,
+        numba: bool = False,
+        once: bool = False,
+        again: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        self.model = torchvision.models.resnet50()
-        convert(self.model, "gn_ws" if ws else "gn")
+        self.model = resnet(bench)
+        convert(self.model, "gn_ws" if ws else "gn", groups=8 if bench.quick else 32)
         for module in self.model.modules() if retype else ():
             if isinstance(module, WSConv2d):
                 retype(module)
-        self.numba = self.once = self.again = False
+        self.model.to(bench.device)
+        self.numba, self.once, self.again = numba, once, again
 
     def step(self, images: Tensor, window: int) -> None:
         def work() -> None:
@@ -133,58 +142,47 @@ class Network:
         self.model.zero_grad(set_to_none=True)
 
 
-def ours(*, numba: bool = False, once: bool = False, again: bool = False) -> Network:
-    network = Network()
-    network.numba, network.once, network.again = numba, once, again
-    return network
+def resnet(bench: Bench) -> nn.Module:
+    if bench.quick:
+        return build_classifier("resnet_mini", num_classes=10)[0]
+    return torchvision.models.resnet50()
 
 
-def networks(window: int) -> dict[str, Network]:
+def pictures(bench: Bench) -> Tensor:
+    side = 32 if bench.quick else 224
+    return torch.randn(1, 3, side, side, device=bench.device)
+
+
+def networks(bench: Bench, window: int) -> dict[str, Network]:
     once = window > 1
     cases = {
-        "plain": Network(ws=False),
-        "plain again": Network(ws=False),
-        "authors": Network(peer(authors)),
-        "mmcv ConvWS2d": Network(peer(mmcv)),
-        "timm StdConv2d": Network(timms(timm.layers.StdConv2d)),
-        "timm ScaledStdConv2d": Network(timms(timm.layers.ScaledStdConv2d)),
-        "ours, stock torch": ours(once=once),
-        "ours, stock torch, recompute": ours(again=True),
+        "plain": Network(bench, ws=False),
+        "plain again": Network(bench, ws=False),
+        "authors": Network(bench, peer(authors)),
+        "mmcv ConvWS2d": Network(bench, peer(mmcv)),
     }
-    if compiled.available():
-        cases["ours, compiled"] = ours(numba=True, once=once)
-        cases["ours, compiled, recompute"] = ours(numba=True, again=True)
+    if bench.has("timm", "StdConv2d and ScaledStdConv2d"):
+        for name in ("StdConv2d", "ScaledStdConv2d"):
+            cases[f"timm {name}"] = Network(bench, timms(name))
+    cases["ours, stock torch"] = Network(bench, once=once)
+    cases["ours, stock torch, recompute"] = Network(bench, again=True)
+    if bench.numba():
+        cases["ours, compiled"] = Network(bench, numba=True, once=once)
+        cases["ours, compiled, recompute"] = Network(bench, numba=True, again=True)
     return {k: v for k, v in cases.items() if not (once and v.again)}
 
 
-def measure(cases: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Time the cases in turn; milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + WARM_UP):
-        for name, case in cases.items():
-            began = time.process_time()
-            case()
-            if turn >= WARM_UP:
-                times[name].append(1000 * (time.process_time() - began))
-    return times
+def goals_of(bench: Bench, stock: float, compiled: float) -> dict[str, float]:
+    """Return goals, which are of the CPU."""
+    on_cpu = bench.device.type == "cpu"
+    return {"ours, stock torch": stock, "ours, compiled": compiled} if on_cpu else {}
 
 
-def show(title: str, times: dict[str, list[float]]) -> None:
-    reference = next(iter(times.values()))
-    print(f"\n{title}\n{'case':30} {'median ms':>9} {'quartiles':>15} {'ratio':>6} {'of best':>7}")
-    for name, own in times.items():
-        low, _, high = quantiles(own, n=4)
-        ratio = median(a / b for a, b in zip(own, reference, strict=True))
-        best = min(own) / min(reference)
-        print(
-            f"{name:30} {median(own):9.1f} {f'{low:.1f}-{high:.1f}':>15} {ratio:6.3f} {best:7.3f}"
-        )
-
-
-def alone(rounds: int) -> None:
+def alone(bench: Bench) -> None:
+    """Compare the standardisation of all weights, forward and backward."""
     weights = [
-        module.weight.detach().requires_grad_()
-        for module in torchvision.models.resnet50().modules()
+        module.weight.detach().to(bench.device).requires_grad_()
+        for module in resnet(bench).modules()
         if isinstance(module, nn.Conv2d)
     ]
     upstream = [torch.randn_like(weight) for weight in weights]
@@ -195,7 +193,7 @@ def alone(rounds: int) -> None:
         "ours, the formula": partial(standardize_weight, fused=False),
         "ours, stock torch": stock,
     }
-    if compiled.available():
+    if bench.numba():
         functions["ours, compiled"] = standardize_weight
     functions["one multiplication: the floor"] = lambda weight: weight * 1.5
 
@@ -207,37 +205,49 @@ def alone(rounds: int) -> None:
         for weight, gradient in zip(weights, upstream, strict=True):
             torch.autograd.grad(function(weight), weight, gradient)
 
-    for title, run in (("alone, held", held), ("alone, layer by layer", by_layer)):
-        show(title, measure({n: partial(run, f) for n, f in functions.items()}, rounds))
+    goals = goals_of(bench, 0.15, 0.10)
+    for size, run in (("held", held), ("layer by layer", by_layer)):
+        cases = {name: partial(run, function) for name, function in functions.items()}
+        bench.compare("alone", size, cases, warm_up=WARM_UP, goals=goals)
 
 
-def steps(rounds: int) -> None:
-    images = torch.randn(1, 3, 224, 224)
-    for window in WINDOWS:
-        cases = networks(window)
+def step(bench: Bench) -> None:
+    """Compare training steps, windows of several micro-batches among them."""
+    images = pictures(bench)
+    for window, goals in list(WINDOWS.items())[: 1 if bench.quick else None]:
 
-        def step(network: Network, window: int = window) -> None:
+        def work(network: Network, window: int = window) -> None:
             network.step(images, window)
             network.zero()
 
-        work = {name: partial(step, network) for name, network in cases.items()}
-        show(f"step, window {window}", measure(work, max(3, rounds // window)))
+        cases = {n: partial(work, network) for n, network in networks(bench, window).items()}
+        bench.compare(
+            "step",
+            f"window {window}",
+            cases,
+            rounds=max(min(3, bench.rounds), bench.rounds // window),
+            warm_up=WARM_UP,
+            goals=goals_of(bench, *goals),
+        )
 
 
-def memory() -> None:
-    images = torch.randn(1, 3, 224, 224)
-    print(f"\nmemory, window 1\n{'case':30} {'saved MiB':>9} {'peak MiB':>9} {'ratio':>6}")
-    reference = 0.0
-    for name, network in networks(1).items():
+def memory(bench: Bench) -> None:
+    """Compare the memory of tensors: the most in a step, and what a forward saves."""
+    images = pictures(bench)
+    peaks, saved = {}, {}
+    for name, network in networks(bench, 1).items():
         network.step(images, 1)
         network.zero()
-        peak = peak_mib(partial(network.step, images, 1))
+        peaks[name] = [paired.peak_mib(partial(network.step, images, 1), bench.device)]
         network.zero()
         KEPT.clear()
         with standardised_again(network.again):
-            after = peak_mib(partial(forward, network, images), at_end=True)
-        reference = reference or peak
-        print(f"{name:30} {after:9.1f} {peak:9.1f} {peak / reference:6.3f}")
+            work = partial(forward, network, images)
+            saved[name] = [paired.peak_mib(work, bench.device, at_end=True)]
+        KEPT.clear()
+    goals = {name: 1.03 if "recompute" in name else 1.24 for name in peaks if "ours" in name}
+    bench.record("memory", "peak of a step, window 1", "MiB", peaks, goals=goals)
+    bench.record("memory", "saved after the forward", "MiB", saved)
 
 
 KEPT: list[Tensor] = []
@@ -248,22 +258,10 @@ def forward(network: Network, images: Tensor) -> None:
     KEPT[:] = [with_numba(network.numba, network.model, images)]
 
 
-def peak_mib(work: Callable[[], None], *, at_end: bool = False) -> float:
-    """Return what ``work`` allocates at most, or holds at its end, in MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = top = 0
-    for _, change in changes:
-        held += change
-        top = max(top, held)
-    return (held if at_end else top) / 2**20
-
-
-def evaluation(rounds: int) -> None:
-    images = torch.randn(1, 3, 224, 224)
-    cases = {name: network for name, network in networks(1).items() if "recompute" not in name}
+def evaluation(bench: Bench) -> None:
+    """Compare forwards without gradients, of a folded network too."""
+    images = pictures(bench)
+    cases = {n: network for n, network in networks(bench, 1).items() if "recompute" not in n}
     folded = copy.deepcopy(cases["ours, stock torch"])
     fold(folded.model)
     cases["ours, folded"] = folded
@@ -273,24 +271,12 @@ def evaluation(rounds: int) -> None:
         with_numba(network.numba, network.model.eval(), images)
 
     work = {name: partial(forward_only, network) for name, network in cases.items()}
-    show("evaluation", measure(work, 2 * rounds))
+    rounds, goals = 2 * bench.rounds, {"ours, folded": 1.03}
+    bench.compare("evaluation", "one image", work, rounds=rounds, warm_up=WARM_UP, goals=goals)
 
 
-def main() -> None:
-    """Measure and print."""
-    parts = {"alone": alone, "step": steps, "memory": lambda _: memory(), "evaluation": evaluation}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - set(parts):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; parts: {', '.join(parts)}")
-    torch.set_num_threads(1)
-    numba = "with numba" if compiled.available() else "without numba"
-    print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, {numba}, {arguments.rounds} rounds")
-    for name in arguments.parts or parts:
-        parts[name](arguments.rounds)
-
+PARTS = {part.__name__: part for part in (alone, step, memory, evaluation)}
+ROUNDS = 15
 
 if __name__ == "__main__":
-    main()
+    paired.main("weight_standardization", __doc__, PARTS, rounds=ROUNDS)
