@@ -18,7 +18,7 @@ from harness.norm.catalogue import norm_info
 from harness.plan import impossible
 from harness.record import RunDir
 from harness.registry import task_info, task_names
-from harness.schema import Spec
+from harness.schema import Section, Spec
 from harness.spec import build, keys, parse_words, presets
 from harness.terminal import audit_table, new_table
 
@@ -211,10 +211,13 @@ def _word(claim: bool | None) -> str:
 
 
 def _mini(task: str, key: str) -> object:
-    value: object = one_spec(task, []).model_dump(mode="json")
+    # Not from a dump: that leaves out keys which came later and have their default.
+    value: object = one_spec(task, [])
     for part in key.split("."):
-        value = value[part] if isinstance(value, dict) else None
-    return value
+        value = getattr(value, part, None)
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def generate_data(task: str, words: Sequence[str]) -> Path:

@@ -280,3 +280,16 @@ def test_the_check_finds_the_embedded_data_sound_and_show_draws_them(name, tmp_p
     assert list(task_info(name).check(spec, lambda *_: None).problems) == []
     task_info(name).show(spec, tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+@every_task
+def test_every_key_is_listed_with_its_value(name, capsys):
+    from rich.console import Console
+
+    from harness.inspect import listing
+    from harness.spec import keys
+
+    Console(width=400).print(listing("keys", name))
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    leaves = {key for key in keys(name) if not any(k.startswith(f"{key}.") for k in keys(name))}
+    assert leaves <= shown
