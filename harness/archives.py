@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Self, cast
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +32,11 @@ from harness.task import Progress
 
 _MAX_RATIO = 200
 """Content per byte of archive from which it is a bomb; COCO's annotations reach about 5."""
+_MAX_NAME = 2**20
+_NAMES = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _CHUNK = 2**20
 # RuntimeError: an encrypted zip file; NotImplementedError: a compression that Python lacks.
 _DAMAGED = (
@@ -161,7 +166,10 @@ def _unpack_one(source: Path, root: Path, layout: Layout, progress: Progress) ->
         for item in items:
             if not _is_inner(item, layout):
                 continue
-            with item.open() as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            with (
+                item.open() as stream,
+                tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar,
+            ):
                 inner = _tar_items(tar, source)
                 found += _write_all(source, inner, root, layout, lambda _: None)
             report(item.size)
@@ -233,14 +241,40 @@ def _opened(source: Path, root: Path) -> Iterator[list[_Item]]:
     """
     if source.is_dir():
         yield list(_walk(source, root))
-    elif tarfile.is_tarfile(source):  # first: a zip file may be the last file within a tar file
-        with tarfile.open(source) as tar:
+    elif _is_tar(source):  # first: a zip file may be the last file within a tar file
+        with tarfile.open(source, tarinfo=_Header) as tar:
             yield _bounded(source, _tar_items(tar, source))
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             yield _bounded(source, _zip_items(archive, source))
     else:
         raise DataError(f"{source} is not a whole tar or zip file: download it again")
+
+
+class _Header(tarfile.TarInfo):
+    """A header that may not announce a name of any size: tarfile reads names whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header.
+
+        Raises:
+            DataError: if what it announces is no file, and too large for a name.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > _MAX_NAME and header.type in _NAMES:
+            raise DataError(f"a name of {header.size:,} bytes")
+        return header
+
+
+def _is_tar(source: Path) -> bool:
+    try:
+        tarfile.open(source, tarinfo=_Header).close()
+    except DataError as error:
+        raise DataError(f"{source} is not safe to unpack: it holds {error}") from None
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _walk(folder: Path, root: Path) -> Iterator[_Item]:

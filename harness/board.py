@@ -37,6 +37,10 @@ class Board(Protocol):
         """Show that a run began."""
         ...
 
+    def elsewhere(self, cell: PlannedRun) -> None:
+        """Show that another process makes a run."""
+        ...
+
     def row(self, cell: PlannedRun, row: dict[str, Any]) -> None:
         """Show a row of a run's journal."""
         ...
@@ -78,6 +82,11 @@ class Lines:
         self.began[cell.run.id] = time.monotonic()
         if cell.state == "resumable":
             self.say(f"{cell.run.id} resumes")
+
+    def elsewhere(self, cell: PlannedRun) -> None:
+        """Print that the run is left to another process."""
+        self.began.pop(cell.run.id, None)
+        self.say(f"{cell.run.id} runs in another process: waiting for it at the end")
 
     def row(self, cell: PlannedRun, row: dict[str, Any]) -> None:
         """Remember the newest estimate and the metrics."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from harness.errors import NormbenchError
 
 app = typer.Typer(
     name="normbench",
@@ -283,18 +285,28 @@ def _refuse_shadows() -> None:
 
 def main() -> None:
     """Run the command line; every known error is one line on stderr and an exit status."""
-    from harness.errors import NormbenchError
+    from harness.errors import NormbenchError, of_the_machine
+    from harness.stop import stoppable
 
     try:
-        _refuse_shadows()
-        app()
+        with stoppable():
+            _refuse_shadows()
+            app()
     except NormbenchError as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(f"error: {line}\n")
-        sys.exit(error.exit_code)
+        _fail(error)
+    except OSError as error:
+        if (problem := of_the_machine(error)) is None:
+            raise
+        _fail(problem)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on\n")
         sys.exit(130)
+
+
+def _fail(error: NormbenchError) -> NoReturn:
+    for line in str(error).splitlines():
+        sys.stderr.write(f"error: {line}\n")
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ Values are raw floats, and units stand in a column of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
+from harness import foreign
 from harness.paths import write_atomic
 from harness.record import MetricRow, Record, read_record
 from harness.report.published import match
@@ -47,6 +50,9 @@ _RUN_TYPES: dict[str, str] = {
     "wall_s": "float64",
     "data_wait_share": "float64",
     "num_resumed": "int64",
+    "num_unreadable": "Int64",
+    "num_replaced": "Int64",
+    "changed": "string",
     "device": "string",
     "threads": "int64",
     "host": "string",
@@ -74,6 +80,7 @@ _PUBLISHED_TYPES: dict[str, str] = {
     "comparable_why": "string",
     "delta": "float64",
 }
+_PATIENCE_S = 60.0
 _SHARED = [name for name in _RUN_TYPES if name not in ("host", "threads")]
 
 
@@ -86,10 +93,61 @@ def read_records(results: Path) -> tuple[list[Record], list[str]]:
     records, warnings = [], []
     for path in sorted((results / "runs").glob("*/record.json")):
         try:
-            records.append(read_record(path))
+            records.append(_judged(path))
         except ValueError as error:
-            warnings.append(f"skipped {error}")
+            warnings.append(foreign.visible(f"skipped {error}"))
     return records, warnings
+
+
+def _judged(path: Path) -> Record:
+    """Read a record that anybody may have written.
+
+    Raises:
+        ValueError: in one line, if no row of the tables can be made of it.
+    """
+    if not foreign.is_plain(path):
+        raise ValueError(f"{path}: not a file, or larger than any record")
+    record = read_record(path)
+    try:
+        foreign.check(record, path.parent.name)
+        row = _run_row(record)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a record ({type(error).__name__}: {error})") from None
+    for name, kind in _RUN_TYPES.items():
+        if not _fits(row[name], kind):
+            raise ValueError(f"{path}: not a record ({name} is {str(row[name])[:80]!r})")
+    return record
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if value is None:
+        return kind in ("string", "Int64", "boolean")
+    match kind:
+        case "string":
+            return isinstance(value, str)
+        case "bool" | "boolean":
+            return isinstance(value, bool)
+        case "float64":
+            return isinstance(value, int | float)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+@contextmanager
+def collecting(results: Path) -> Iterator[None]:
+    """Let one process at a time read the records and write what is made of them.
+
+    Otherwise the slower of two could replace the tables of the newer records. What a killed process
+    holds is free at once, and nobody waits longer than a report takes.
+    """
+    lock = FileLock(results / ".collect.lock", timeout=_PATIENCE_S)
+    with suppress(Timeout, OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_row(record: Record) -> dict[str, Any]:
@@ -126,6 +184,9 @@ def _run_row(record: Record) -> dict[str, Any]:
         "wall_s": record.wall_s,
         "data_wait_share": record.data_wait_share,
         "num_resumed": record.num_resumed,
+        "num_unreadable": record.num_unreadable,
+        "num_replaced": record.num_replaced,
+        "changed": "; ".join(map(str, where.get("changed", ()))) or None,
         "device": where["cpu"] if where["device"] == "cpu" else where["device"],
         "threads": where["threads"],
         "host": where["host"],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,22 @@ _PACKAGES = (
     "pycocotools",
     "pillow",
 )
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "MKL_CBWR",
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUDA_VISIBLE_DEVICES",
+)
+_SHA = 40
+"""Digits of a git commit."""
+_CHANGES_NUMBERS = ("device", "cpu", "threads", "world", "python")
+"""Beside packages, flags and code: what sums may be ordered by."""
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of the packages that can change a number."""
     found = {}
@@ -35,6 +52,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def git_state() -> dict[str, Any]:
     """Return the commit of the checkout this code runs from, and whether it was edited."""
     root = Path(__file__).resolve().parent.parent
@@ -54,6 +72,7 @@ def git_state() -> dict[str, Any]:
         return {"git_sha": None, "dirty": None}
 
 
+@cache
 def cpu_name() -> str:
     """Return the processor's name as the system tells it."""
     try:
@@ -63,6 +82,87 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def flags() -> dict[str, Any]:
+    """Return the switches of torch, and variables of the environment, that can change a number."""
+    import torch
+
+    variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "variables": variables,
+    }
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Read an ``environment.json``; empty if it is missing or none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say what two environments differ in that can change a number, e.g. ``torch 2.4 -> 2.5``.
+
+    What only one of them tells is passed over, so that files of other versions can be read.
+    """
+    pairs = [(name, before.get(name), now.get(name)) for name in _CHANGES_NUMBERS]
+    for group in ("packages", "flags"):
+        old, new = before.get(group), now.get(group)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            pairs += [(name, old[name], new[name]) for name in old if name in new]
+    pairs.append(("code", before.get("git_sha"), now.get("git_sha")))
+    return [
+        f"{name} {_short(old)} -> {_short(new)}"
+        for name, old, new in pairs
+        if old is not None and new is not None and old != new
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={one}" for name, one in value.items()) or "none"
+    text = str(value)
+    return text[:12] if len(text) == _SHA else text
+
+
+def continues_elsewhere(path: Path, asked: str) -> list[str]:
+    """Say how a run that is resumed here would continue in another environment than it began.
+
+    Args:
+        path: its ``environment.json``.
+        asked: its ``exec.device``.
+    """
+    before = read_environment(path)
+    if not before:
+        return []
+    now = {
+        "device": _device(asked, str(before.get("device"))),
+        "cpu": cpu_name(),
+        "packages": versions(),
+        "git_sha": git_state()["git_sha"],
+    }
+    return differences(before, now)
+
+
+def _device(asked: str, before: str) -> str | None:
+    """Return what a run would compute on, importing torch only where a GPU may be meant."""
+    if asked == "cpu" or (before == "cpu" and not Path("/dev/nvidiactl").exists()):
+        return "cpu"
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def environment(device: str, threads: int, world: int) -> dict[str, Any]:
@@ -77,6 +177,7 @@ def environment(device: str, threads: int, world: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": versions(),
+        "flags": flags(),
         "argv": sys.argv[1:],
         **git_state(),
     }

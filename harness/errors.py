@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class NormbenchError(Exception):
@@ -37,15 +39,48 @@ class AuditError(NormbenchError):
 
 
 class Diverged(NormbenchError):
-    """A loss or gradient that is not finite."""
+    """A loss, gradient or weight that is not finite.
+
+    Args:
+        message: for people.
+        step: at which it was found.
+        details: what else is known, for ``crash.json``.
+    """
 
     exit_code = 6
+
+    def __init__(
+        self, message: str, step: int | None = None, details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.step, self.details = step, details or {}
 
 
 class Interrupted(NormbenchError):
     """A run that was asked to stop and saved a checkpoint to resume from."""
 
     exit_code = 75
+
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC: "no space is left on the disk: free some",
+    errno.EDQUOT: "the disk quota is used up: free some",
+    errno.EFBIG: "the file is larger than the system allows (ulimit -f)",
+    errno.EROFS: "the disk is read-only: choose another with --results DIR",
+    errno.EIO: "the disk fails to read or write (input/output error)",
+    errno.EACCES: "permission denied: choose another folder with --results DIR",
+}
+
+
+def of_the_machine(error: OSError) -> EnvironmentProblem | None:
+    """Put a disk that is full, read-only, failing or closed into words; None for other errors.
+
+    What was written before is whole: every file is written aside and then renamed.
+    """
+    if error.errno not in _OF_THE_MACHINE:
+        return None
+    where, what = error.filename or "a file", _OF_THE_MACHINE[error.errno]
+    return EnvironmentProblem(f"{where}: {what}, then give the same command")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from harness.errors import UsageError
+from harness.errors import DataError, NormbenchError, UsageError
 from harness.rng import epoch_order, numpy_rng
-from harness.stop import ignore_signals
+from harness.stop import held_back, ignore_signals
 from harness.task import GroupedTrainData
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from harness.schema import Spec
     from harness.task import Task, TrainData
 
+T = TypeVar("T")
+_MOST_UNREADABLE = 10
+"""Samples in a row that are replaced; more than a few damaged files would be another data set."""
+
 
 @dataclass
 class Chunk:
@@ -28,6 +33,8 @@ class Chunk:
 
     samples: list[int]
     batch: Any
+    unreadable: tuple[str, ...] = ()
+    """What was wrong with samples that others took the place of."""
 
 
 def steps_per_epoch(num_samples: int, size: int, tail: str) -> int:
@@ -140,28 +147,96 @@ class Steps(Dataset[list[Chunk]]):
             micro=batch.micro,
         )
         return [
-            Chunk(
-                chunk,
-                self.task.collate(
-                    [self.data.sample(i, numpy_rng("augment", seed, epoch, i)) for i in chunk]
-                ),
-            )
+            self._chunk(epoch, chunk)
             for chunk in split_step(samples, batch.micro, self.rank, self.world, self.chunk)
         ]
+
+    def _chunk(self, epoch: int, samples: list[int]) -> Chunk:
+        unreadable: list[str] = []
+        read = [self._sample(epoch, i, unreadable) for i in samples]
+        return Chunk(samples, self.task.collate(read), tuple(unreadable))
+
+    def _sample(self, epoch: int, index: int, unreadable: list[str]) -> Any:
+        """Read a sample or, under ``data.on_corrupt=skip``, the next readable one of its group.
+
+        The draws are those of the sample asked for, so that neither the steps, nor the size of a
+        batch, nor what is drawn for another sample depends on what can be read.
+        """
+        before = len(unreadable)
+        for candidate in self._candidates(index):
+            try:
+                return self.data.sample(
+                    candidate, numpy_rng("augment", self.spec.seed, epoch, index)
+                )
+            except DataError as error:
+                if self.spec.data.on_corrupt == "error":
+                    raise
+                unreadable.append(str(error))
+        tried = unreadable[before:]
+        raise DataError(f"{len(tried)} samples in a row cannot be read: {tried[0]}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """Iterate over a sample and the few that may take its place, of the same group."""
+        num, groups = len(self.data), self.groups
+        others = chain(range(index + 1, num), range(index))
+        alike = (i for i in others if groups is None or groups[i] == groups[index])
+        yield index
+        yield from islice(alike, _MOST_UNREADABLE)
 
 
 def feed(steps: Steps, start: int) -> Iterator[list[Chunk]]:
     """Iterate over the steps from ``start`` on, prepared ahead by ``exec.workers`` processes."""
+    return ahead(steps, range(start, len(steps)), steps.spec.exec.workers)
+
+
+def ahead(items: Dataset[T], numbers: Iterable[int], workers: int) -> Iterator[T]:
+    """Iterate over items of a map-style data set, prepared ahead by processes.
+
+    Args:
+        items: the data set.
+        numbers: which of its items, in order.
+        workers: processes that prepare them; 0 = in this one.
+
+    Raises:
+        NormbenchError: as an item raises it, in its one line also out of another process.
+    """
     loader = DataLoader(
-        steps,
+        _Carried(items),
         batch_size=None,
-        sampler=range(start, len(steps)),
-        num_workers=steps.spec.exec.workers,
+        sampler=numbers,
+        num_workers=workers,
         worker_init_fn=ignore_signals,
         collate_fn=_as_is,
     )
-    return iter(loader)
+    with held_back():  # an iterator starts its processes at once
+        items_ahead = iter(loader)
+    return _delivered(items_ahead)
 
 
-def _as_is(window: list[Chunk]) -> list[Chunk]:
-    return window
+class _Carried(Dataset["T | NormbenchError"]):
+    """Brings errors for users home as values: torch would bury them in a traceback."""
+
+    def __init__(self, items: Dataset[T]) -> None:
+        self.items = items
+
+    def __getitem__(self, number: int) -> T | NormbenchError:
+        try:
+            return self.items[number]
+        except NormbenchError as error:
+            return error
+
+
+def _delivered(items: Iterator[T | NormbenchError]) -> Iterator[T]:
+    try:
+        for item in items:
+            if isinstance(item, NormbenchError):
+                raise item
+            yield item
+    finally:
+        # Ends the processes now. An error keeps this frame alive, until the interpreter exits and
+        # waits for them; torch then ends them by SIGTERM only, which they ignore.
+        del items
+
+
+def _as_is(item: T) -> T:
+    return item

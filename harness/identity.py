@@ -43,11 +43,23 @@ def cell_id(spec: Spec) -> str:
     is made: which they were stands in the record, and tables say where records differ in it.
     """
     content = _described(spec)
-    if spec.data.embedded and spec.data.root is None:
+    embedded = spec.data.embedded and spec.data.root is None
+    if embedded:
         content["data"]["fingerprint"] = task_info(spec.task).fingerprint(spec)
-    for part, name in ((content, "seed"), (content, "numerics")):
-        del part[name]
+    return cell_of(content, embedded=embedded)
+
+
+def cell_of(science: Mapping[str, Any], *, embedded: bool) -> str:
+    """Return the ``cell_id`` of the run that ``science`` describes.
+
+    Args:
+        science: of a spec, or of a record.
+        embedded: whether its data are the embedded ones, whose fingerprint tells cells apart.
+    """
+    content = {k: v for k, v in science.items() if k not in ("seed", "numerics", "init")}
     content["norm"] = {k: v for k, v in content["norm"].items() if not k.endswith("numerics")}
+    if not embedded:
+        content["data"] = {k: v for k, v in content["data"].items() if k != "fingerprint"}
     return _digest(content)
 
 
@@ -104,6 +116,9 @@ def _described(spec: Spec) -> dict[str, Any]:
     if not info.separable(spec):
         # Padding and per-forward loss averages tie the numbers to the micro-batch itself.
         batch["micro"] = spec.batch.micro
+    data = spec.data.model_dump(mode="json", exclude=set(spec.data.not_science))
+    if spec.data.on_corrupt == "error":
+        del data["on_corrupt"]  # the key came later than results, and changes none of them
     optim = spec.optim.model_dump(mode="json")
     del optim["betas" if spec.optim.name == "sgd" else "momentum"]
     schedule = spec.schedule.model_dump(mode="json")
@@ -121,7 +136,7 @@ def _described(spec: Spec) -> dict[str, Any]:
         "steps": spec.steps,
         "precision": spec.precision,
         "seed": spec.seed,
-        "data": spec.data.model_dump(mode="json", exclude=set(spec.data.not_science)),
+        "data": data,
         "loss": spec.loss.model_dump(mode="json"),
     }
     if spec.bn_eval != "running":

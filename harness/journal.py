@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.errors import Interrupted
 from harness.paths import write_atomic
 from harness.record import RunDir
 
@@ -28,8 +29,10 @@ class Journal:
         """Return the journal, which is open already."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        """Close the file; a run that was asked to stop says so in its last row."""
+        if isinstance(error, Interrupted):
+            self({"event": "stopped", "exit_code": error.exit_code, "text": str(error)})
         if self._file:
             self._file.close()
 
@@ -52,16 +55,18 @@ class Journal:
 
 
 def _training_rows(path: Path, step: int) -> Iterator[str]:
+    """Keep what is known and whole of an earlier sitting, be it of another version."""
     if not path.is_file():
         return
+    # A checkpoint is made before the evaluation of its step, which will come again.
+    last = {"train": step, "evaluation": step - 1}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+            keep = row["event"] in last and 0 <= row["step"] <= last[row["event"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        # A checkpoint is made before the evaluation of its step, which will come again.
-        last = {"train": step, "evaluation": step - 1}.get(row.get("event"), -1)
-        if row.get("step", 0) <= last:
+        if keep:
             yield line + "\n"
 
 

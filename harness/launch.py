@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,12 +17,17 @@ from typing import Any
 from harness.journal import JournalReader
 from harness.paths import write_atomic
 from harness.plan import PlannedRun
-from harness.progress import Display
+from harness.progress import Display, clock
 from harness.record import RunDir
 from harness.schema import Spec
 from harness.spec import dump_spec
+from harness.stop import LAUNCHED, SIGNALS
 
 POLL_S = 0.2
+_GRACE_S = 60.0
+"""How long a worker may take to stop beyond three times its slowest step and checkpoint."""
+_TWICE_S = 0.5
+"""One Ctrl-C may come twice at once: from the terminal, and from a parent that passes it on."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Outcome:
 
     exit_code: int
     message: str = ""
+    elsewhere: bool = False
+    """Whether nothing was done because another process is running it."""
 
 
 def command(run: RunDir, spec: Spec, data_root: Path) -> list[str]:
@@ -41,8 +49,23 @@ def command(run: RunDir, spec: Spec, data_root: Path) -> list[str]:
     return [sys.executable, *torchrun, *worker]
 
 
+def _environment(spec: Spec, threads: int | None) -> dict[str, str]:
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", LAUNCHED: "1"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    if spec.devices > 1:
+        # A signal to the whole job reaches torchrun too, which by default dies of the user ones.
+        names = ",".join(number.name for number in SIGNALS)
+        environment.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", f"{names},SIGHUP,SIGQUIT")
+    return environment
+
+
 class Running:
-    """A run's worker, started in a session of its own, so that signals come from us alone."""
+    """A run's worker, started in a session of its own, so that signals come from us alone.
+
+    Its standard input is a pipe that nothing is written to: it ends when this process does, however
+    that happens, and the worker then saves and stops.
+    """
 
     def __init__(self, cell: PlannedRun, data_root: Path, threads: int | None = None) -> None:
         """Start the worker.
@@ -57,36 +80,106 @@ class Running:
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomic(run.spec, dump_spec(cell.spec))
         self._reader = JournalReader(run)
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        if threads:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        self._old_failure = _identity(run.failure)
+        self._asked: float | None = None
+        self._over = self._overdue = False
+        self._step_s = self._save_s = 0.0
+        self._stopped: dict[str, Any] = {}
         with run.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command(run, cell.spec, data_root),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=_environment(cell.spec, threads),
                 start_new_session=True,
             )
 
     @property
     def ended(self) -> bool:
-        """Return whether the worker is gone."""
-        return self.process.poll() is not None
+        """Return whether the worker is gone; of what it started, nothing is left then."""
+        if not self._over and self.process.poll() is not None:
+            self._over = True
+            self._let_go()
+            self._kill_group(self.process.pid)  # data workers of a killed owner
+        return self._over
+
+    @property
+    def patience(self) -> float:
+        """Return the seconds that the worker has for stopping, from what it took so far."""
+        return _GRACE_S + 3 * (self._step_s + self._save_s)
 
     def news(self) -> Iterator[dict[str, Any]]:
         """Yield the rows that the worker wrote since the last call."""
-        return self._reader.news()
+        for row in self._reader.news():
+            match row["event"]:
+                case "train":
+                    step_s = self.cell.spec.batch.size / max(row["images_per_s"], 1e-9)
+                    self._step_s = max(self._step_s, step_s)
+                case "saved":
+                    self._save_s = max(self._save_s, row["seconds"])
+                case "stopped":
+                    self._stopped = row
+            yield row
+
+    def stop(self, number: int) -> None:
+        """Ask the worker to save and stop; to be repeated until it has, since patience ends.
+
+        Args:
+            number: the signal that asks for it.
+        """
+        if self._asked is None:
+            self._asked = time.monotonic()
+            if self.cell.spec.devices == 1:
+                self.process.send_signal(number)
+            else:  # torchrun would kill its workers 30 s after a signal, be a step ever so long
+                self._let_go()
+        elif time.monotonic() - self._asked > self.patience:
+            self._overdue = True
+            self.kill()
 
     def kill(self) -> None:
         """End the worker and whatever it started, at once."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        for rank in _children(self.process.pid):  # torchrun gives each a session of its own
+            self._kill_group(rank)
+        self._kill_group(self.process.pid)
         self.process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    @staticmethod
+    def _kill_group(leader: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # the latter: macOS, of a zombie
+            os.killpg(leader, signal.SIGKILL)
 
     def outcome(self, received: int | None) -> Outcome:
         """Read how the run ended; ``received`` is the signal that was passed on, if any."""
-        return _outcome(self.cell.run, self.process.returncode, received)
+        run, returncode = self.cell.run, self.process.returncode
+        if run.record.is_file():
+            return Outcome(0)
+        if _identity(run.failure) != self._old_failure and (failure := run.read_failure()):
+            return Outcome(failure.exit_code, failure.message)
+        if run.state() == "running":
+            return Outcome(1, f"{run.id} is running in another process", elsewhere=True)
+        code = 130 if received == signal.SIGINT else 75
+        if self._stopped:  # by itself, and it said where; torchrun turns its exit status into 1
+            own: int = self._stopped["exit_code"]
+            return Outcome(own if received is None else code, self._stopped["text"])
+        saved = any(run.path.glob("checkpoint*.pt"))
+        kept = "its last checkpoint is kept" if saved else "nothing was saved yet"
+        if received is not None:
+            late = f" (killed after {clock(self.patience)})" if self._overdue else ""
+            return Outcome(code, f"stopped{late}; {kept}: the same command resumes")
+        if returncode < 0:
+            name = signal.Signals(-returncode).name
+            return Outcome(1, f"the worker was killed ({name}); {kept}: the same command resumes")
+        last = _last_line(run.log)
+        return Outcome(
+            returncode or 1, f"the worker ended without a record: {last} (see {run.log})"
+        )
 
 
 class Forward:
@@ -103,11 +196,13 @@ class Forward:
         """
         self._running, self._say = running, say
         self.received: int | None = None
+        self._interrupted: float | None = None
+        self._at_once = self._said = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Forward:
         """Take the signals over."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -117,48 +212,65 @@ class Forward:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        again = self.received is not None and number == signal.SIGINT
-        for one in self._running():
-            if one.ended:
-                continue
-            if again:
-                os.killpg(one.process.pid, signal.SIGKILL)
-            else:
-                one.process.send_signal(number)
-        if number == signal.SIGINT and not again:
-            self._say("finishing this step and saving ... (Ctrl-C again leaves at once)")
+        # Only notes: what is interrupted may be a print, or the start of a worker.
         self.received = number
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is None:
+                self._interrupted = now
+            elif now - self._interrupted > _TWICE_S:
+                self._at_once = True
+
+    def pass_on(self) -> None:
+        """Tell the workers what was received; to be called in the loop that watches them."""
+        if self.received is None:
+            return
+        busy = [one for one in self._running() if not one.ended]
+        for one in busy:
+            if self._at_once:
+                one.kill()
+            else:
+                one.stop(self.received)
+        if busy and not self._said:
+            self._said = True
+            name, bound = signal.Signals(self.received).name, max(one.patience for one in busy)
+            self._say(
+                f"{name}: finishing this step and saving, within {clock(bound)} "
+                "(Ctrl-C again leaves at once)"
+            )
 
 
 def launch(cell: PlannedRun, data_root: Path, show: Display) -> Outcome:
     """Run one cell to its end in a subprocess, showing its progress."""
-    one = Running(cell, data_root)
-    with Forward(lambda: (one,), show.say) as forward:
+    running: list[Running] = []
+    with Forward(lambda: running, show.say) as forward:
+        one = Running(cell, data_root)
+        running.append(one)
         while not one.ended:
             for row in one.news():
                 show.row(row)
+            forward.pass_on()
             time.sleep(POLL_S)
     for row in one.news():
         show.row(row)
     return one.outcome(forward.received)
 
 
-def _outcome(run: RunDir, returncode: int, received: int | None) -> Outcome:
-    if run.record.is_file():
-        return Outcome(0)
-    if failure := run.read_failure():
-        return Outcome(failure.exit_code, failure.message)
-    if returncode in (75, 130):  # the worker stopped by itself and said where
-        return Outcome(returncode, _last_line(run.log))
-    kept = "its last checkpoint is kept" if run.checkpoint.is_file() else "nothing was saved yet"
-    if received is not None:
-        code = 130 if received == signal.SIGINT else 75
-        return Outcome(code, f"stopped; {kept}: the same command resumes")
-    if returncode < 0:
-        name = signal.Signals(-returncode).name
-        return Outcome(1, f"the worker was killed ({name}); {kept}: the same command resumes")
-    last = _last_line(run.log)
-    return Outcome(returncode or 1, f"the worker ended without a record: {last} (see {run.log})")
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process started, where the system tells (Linux)."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from one that replaced it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _last_line(path: Path) -> str:

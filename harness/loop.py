@@ -6,15 +6,17 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness import checkpoint
 from harness.checkpoint import Progress
-from harness.errors import Diverged
+from harness.diagnose import diverged, require_finite
+from harness.errors import NormbenchError
 from harness.feed import Chunk, Steps, feed
 from harness.norm.catalogue import NORMS
 from harness.norm.virtual import virtualise
@@ -70,54 +72,74 @@ class Trainer:
         batch-independent norm the gradient does not depend on the split into micro-batches.
 
         Raises:
-            Diverged: if the gradient is not finite.
+            Diverged: if the loss or the gradient is not finite.
         """
+        counts = self._counts(window)
+        parts: dict[str, float] = {}
+        try:
+            self._accumulate(window, step, counts, parts)
+            parts = self.ranks.sum_floats(parts)
+            self.ranks.sum_gradients(p for _, p in trainable(self.model))
+            self._update(step, parts)
+        except FloatingPointError:  # ours, or of a library that looks at its numbers
+            rate = self.spec.optim.lr * lr_factor(self.spec.schedule, step, self.spec.steps)
+            raise diverged(
+                self.model,
+                lambda chunk: self._shares(chunk, step, counts),
+                window,
+                step,
+                parts=parts,
+                optim=self.spec.optim,
+                lr=rate,
+            ) from None
+        return parts
+
+    def _counts(self, window: list[Chunk]) -> dict[str, float]:
         counts: dict[str, float] = {}
         for chunk in window:
             _add(counts, self.task.counts(chunk.batch))
-        counts = self.ranks.sum_floats(counts)
-        parts: dict[str, float] = {}
+        return self.ranks.sum_floats(counts)
+
+    def _accumulate(
+        self, window: list[Chunk], step: int, counts: dict[str, float], parts: dict[str, float]
+    ) -> None:
+        """Run forward and backward of every chunk, adding its loss parts to ``parts``."""
         once = self.spec.exec.ws_once and len(window) > 1
         with standardised_once(self.model, enabled=once):
             for chunk in window:
-                _add(parts, self._forward_backward(chunk, step, counts))
-        parts = self.ranks.sum_floats(parts)
-        self.ranks.sum_gradients(p for _, p in trainable(self.model))
-        self._update(step, parts)
-        return parts
+                shares = self._shares(chunk, step, counts)
+                with self.autocast():
+                    loss = torch.stack(list(shares.values())).sum()
+                self.scaler.scale(loss).backward()
+                _add(parts, {name: float(share.detach()) for name, share in shares.items()})
 
-    def _forward_backward(
-        self, chunk: Chunk, step: int, counts: dict[str, float]
-    ) -> dict[str, float]:
+    def _shares(self, chunk: Chunk, step: int, counts: dict[str, float]) -> dict[str, Tensor]:
         batch = self.task.to_device(chunk.batch, self.device)
         again = standardised_again(self.spec.exec.ws_recompute)
         with drawing(self.spec.seed, step, chunk.samples), self.autocast(), again:
             losses = self.task.loss(self.model, batch)
-            shares = {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
-            loss = torch.stack(list(shares.values())).sum()
-        self.scaler.scale(loss).backward()
-        return {name: float(share.detach()) for name, share in shares.items()}
+            return {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
 
     def _update(self, step: int, parts: dict[str, float]) -> None:
+        """Take the optimiser step.
+
+        Raises:
+            FloatingPointError: before anything changed, if loss or gradient is not finite. A scaled
+                gradient (fp16) may overflow: the scaler then leaves the step out by itself.
+        """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for _, p in trainable(self.model) if p.grad is not None]
         limit = self.spec.optim.clip_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise self._diverged(step, parts)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        finite = math.isfinite(norm) or self.scaler.is_enabled()
+        if not finite or not math.isfinite(sum(parts.values())):
+            raise FloatingPointError
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         set_lr(self.optimizer, lr_factor(self.spec.schedule, step, self.spec.steps))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ranks.average_buffers(self.model)
-
-    def _diverged(self, step: int, parts: dict[str, float]) -> Diverged:
-        bad = [name for name, p in trainable(self.model) if not _finite(p.grad)] or ["the sum"]
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in parts.items())
-        return Diverged(
-            f"the gradient at step {step} is not finite ({shown}; first in {bad[0]}): "
-            f"lower optim.lr={self.spec.optim.lr:g}, or set optim.clip_norm"
-        )
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forwards run, from `precision`."""
@@ -133,12 +155,25 @@ class Trainer:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Continue from a checkpoint's content."""
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        """Continue from a checkpoint's content.
+
+        Raises:
+            NormbenchError: if it is of a model that the code of then built otherwise.
+        """
+        chunk = self.progress.chunk
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise NormbenchError(
+                f"the checkpoint does not fit this model ({reason}): another version of the code "
+                "wrote it; remove the run's folder to start it anew"
+            ) from error
         self.progress = Progress(**content["progress"])
         self.progress.num_resumed += 1
+        self.progress.chunk = chunk
 
 
 def train(
@@ -152,7 +187,7 @@ def train(
 
     Raises:
         Interrupted: once asked to stop, after saving.
-        Diverged: if a gradient is not finite; the last checkpoint stays.
+        Diverged: if a loss, gradient or weight is not finite; the last checkpoint stays.
     """
     spec, progress, ranks = trainer.spec, trainer.progress, trainer.ranks
     data = trainer.task.train_data()
@@ -161,8 +196,12 @@ def train(
     )
 
     def save() -> None:
+        require_finite(trainer.model, progress.step, spec.optim)
         if ranks.is_main:
+            began = time.monotonic()
             checkpoint.save(run.checkpoint, run.id, progress, trainer.state())
+            seconds = time.monotonic() - began
+            report({"event": "saved", "step": progress.step, "seconds": seconds})
 
     trainer.model.train()
     windows = feed(steps, progress.step)
@@ -179,6 +218,8 @@ def train(
         began = time.monotonic()
         window = next(windows)
         progress.wait_s += time.monotonic() - began
+        if spec.data.on_corrupt == "skip":
+            _note_unreadable(progress, window, ranks, report)
         parts = trainer.step(window, progress.step)
         lr = trainer.optimizer.param_groups[0]["lr"]
         progress.step += 1
@@ -198,6 +239,20 @@ def train(
             save()
             saved = time.monotonic()
     save()
+
+
+def _note_unreadable(
+    progress: Progress,
+    window: list[Chunk],
+    ranks: Ranks,
+    report: Callable[[dict[str, Any]], None],
+) -> None:
+    """Count the samples of all ranks that were replaced, and name each file once."""
+    found = Counter(problem for chunk in window for problem in chunk.unreadable)
+    for problem, times in ranks.sum_floats({p: float(n) for p, n in found.items()}).items():
+        if problem not in progress.replaced:
+            report({"event": "remark", "text": f"another sample takes its place: {problem}"})
+        progress.replaced[problem] = progress.replaced.get(problem, 0) + int(times)
 
 
 def _due(progress: Progress, every: int) -> bool:
@@ -230,7 +285,3 @@ def peak_memory_mib(device: torch.device) -> float:
 def _add(total: dict[str, float], more: dict[str, float]) -> None:
     for name, value in more.items():
         total[name] = total.get(name, 0.0) + value
-
-
-def _finite(tensor: torch.Tensor | None) -> bool:
-    return tensor is None or bool(torch.isfinite(tensor).all())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.chunk import resolve_chunk
+from harness.environment import continues_elsewhere
 from harness.errors import AuditError, DataError, UsageError
 from harness.identity import run_id, run_name, stat_batch
 from harness.norm.catalogue import NORMS, NormInfo
@@ -25,7 +26,7 @@ class PlannedRun:
     run: RunDir
     state: State
     reason: str = ""
-    """Why the run is impossible, or how it failed."""
+    """Why the run is impossible, how it failed, or what has changed since it was stopped."""
     exit_code: int = 2
     """What asking for this impossible run alone ends with."""
 
@@ -119,7 +120,11 @@ def plan_one(spec: Spec, results: Path) -> PlannedRun:
     if reason:
         return PlannedRun(spec, run, "impossible", reason)
     failure = run.read_failure() if state == "failed" else None
-    return PlannedRun(spec, run, state, failure.message if failure else "")
+    told = [failure.message] if failure else []
+    if state in ("failed", "resumable"):
+        changes = continues_elsewhere(run.environment, spec.exec.device)
+        told += [f"would continue under {'; '.join(changes)}"] if changes else []
+    return PlannedRun(spec, run, state, "; ".join(told))
 
 
 def plan(task: str, words: Sequence[str], results: Path) -> list[PlannedRun]:

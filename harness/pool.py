@@ -16,6 +16,9 @@ from harness.launch import POLL_S, Forward, Outcome, Running
 from harness.plan import PlannedRun
 from harness.registry import task_info
 
+_LOOK_S = 1.0
+"""How often runs of other processes are looked at."""
+
 
 @dataclass
 class Sitting:
@@ -79,7 +82,8 @@ def run_all(
     """Make every run, at most ``jobs`` at a time, in their order.
 
     A failure stops nothing. A request to stop is passed on to all workers, which save; nothing new
-    is started then.
+    is started then. A run that another process is making is waited for; should that process stop
+    or die, it is made here.
 
     Args:
         cells: what to run; each once.
@@ -87,14 +91,13 @@ def run_all(
         jobs: runs at a time.
         board: shows what happens.
     """
-    waiting = deque(cells)
+    queue = _Queue(cells, board)
     running: list[Running] = []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     sitting = Sitting()
     with Forward(lambda: tuple(running), board.say) as forward:
-        while running or (waiting and forward.received is None):
-            while waiting and len(running) < jobs and forward.received is None:
-                cell = waiting.popleft()
+        while running or (queue and forward.received is None):
+            while len(running) < jobs and forward.received is None and (cell := queue.take()):
                 shared = None if cell.spec.exec.threads else threads
                 running.append(Running(cell, roots[cell.run.id], shared))
                 board.started(cell)
@@ -105,10 +108,65 @@ def run_all(
                 if over:
                     running.remove(one)
                     outcome = one.outcome(forward.received)
-                    sitting.outcomes[one.cell.run.id] = outcome
-                    board.ended(one.cell, outcome, time.monotonic() - one.began)
+                    if outcome.elsewhere:
+                        queue.put_off(one.cell)
+                    else:
+                        sitting.outcomes[one.cell.run.id] = outcome
+                        board.ended(one.cell, outcome, time.monotonic() - one.began)
+            for cell, outcome in queue.finished():
+                sitting.outcomes[cell.run.id] = outcome
+                board.ended(cell, outcome, 0.0)
+            forward.pass_on()
             board.tick()
             time.sleep(POLL_S)
     if forward.received is not None:
         sitting.stopped = 130 if forward.received == signal.SIGINT else 75
     return sitting
+
+
+class _Queue:
+    """The runs that are not made yet, by us or by another process."""
+
+    def __init__(self, cells: Sequence[PlannedRun], board: Board) -> None:
+        self._waiting = deque(cells)
+        self._elsewhere: list[PlannedRun] = []
+        self._finished: list[tuple[PlannedRun, Outcome]] = []
+        self._board = board
+        self._looked = time.monotonic()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._elsewhere or self._finished)
+
+    def take(self) -> PlannedRun | None:
+        """Return the next run to start; its state is that of now, not of the plan."""
+        while self._waiting:
+            cell = self._waiting.popleft()
+            match cell.run.state():
+                case "done":
+                    self._finished.append((cell, Outcome(0)))
+                case "running":
+                    self.put_off(cell)
+                case _:
+                    return cell
+        return None
+
+    def put_off(self, cell: PlannedRun) -> None:
+        """Leave a run to the other process that makes it, for now."""
+        self._elsewhere.append(cell)
+        self._board.elsewhere(cell)
+
+    def finished(self) -> list[tuple[PlannedRun, Outcome]]:
+        """Return the runs that another process brought to an end; those it left are ours again."""
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            for cell in tuple(self._elsewhere):
+                if (state := cell.run.state()) == "running":
+                    continue
+                self._elsewhere.remove(cell)
+                failure = cell.run.read_failure() if state == "failed" else None
+                if failure:
+                    self._finished.append((cell, Outcome(failure.exit_code, failure.message)))
+                else:
+                    self._waiting.append(cell)  # or done: seen when it is taken
+        found, self._finished = self._finished, []
+        return found

@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from harness.errors import NormbenchError
+from harness.migrate import SCHEMA_VERSION, migrate
 from harness.paths import write_atomic
-
-SCHEMA_VERSION = 1
 
 
 class _Data(BaseModel):
@@ -83,7 +82,12 @@ class Record(_Data):
     data_wait_share: float
     """Share of the training time spent waiting for data."""
     num_resumed: int
+    num_unreadable: int = 0
+    """Training samples that could not be read, under ``data.on_corrupt=skip``."""
+    num_replaced: int = 0
+    """How often another sample took the place of one of these."""
     environment: dict[str, Any]
+    """Of the last sitting; ``changed`` lists what was another in an earlier one."""
     finished: str
     """UTC, ISO 8601."""
 
@@ -94,6 +98,11 @@ class Failure(_Data):
     exit_code: int
     message: str
     step: int | None = None
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """Return where the checkpoint before ``path`` is kept."""
+    return path.with_suffix(".previous.pt")
 
 
 State = Literal["done", "running", "resumable", "failed", "todo", "impossible"]
@@ -114,6 +123,7 @@ class RunDir:
         self.log = self.path / "log.txt"
         self.record = self.path / "record.json"
         self.failure = self.path / "failure.json"
+        self.crash = self.path / "crash.json"
 
     def lock(self) -> BaseFileLock:
         """Return the lock that the owner of a running run holds (freed when he dies)."""
@@ -129,7 +139,8 @@ class RunDir:
             return "running"
         if self.failure.is_file():
             return "failed"
-        return "resumable" if self.checkpoint.is_file() else "todo"
+        kept = self.checkpoint, previous_checkpoint(self.checkpoint)
+        return "resumable" if any(path.is_file() for path in kept) else "todo"
 
     def _locked(self) -> bool:
         if not (self.path / "run.lock").exists():
@@ -156,7 +167,7 @@ class RunDir:
 
 
 def read_record(path: Path) -> Record:
-    """Read one ``record.json``.
+    """Read one ``record.json`` of this version or an older one.
 
     Raises:
         ValueError: in one line, if it is truncated, foreign or of a newer version.
@@ -165,12 +176,10 @@ def read_record(path: Path) -> Record:
         content = from_json(path.read_bytes())  # a third of json.loads, and there are thousands
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable record ({error})") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path}: written by a newer version (schema {version}, this one reads up to "
-            f"{SCHEMA_VERSION}): update normbench"
-        )
+    try:
+        content = migrate(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     try:
         return Record.model_validate(content)
     except ValidationError as error:

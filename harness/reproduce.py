@@ -130,13 +130,10 @@ def reproduce(
     tables, pairs = choose(names, words, every=every, path=path)
     runs = list(_runs(needed(tables, pairs, results)).values())
     require_writable(results)
-    todo = [run for run in runs if run.state in ("todo", "resumable", "failed")]
-    elsewhere = [run.run.id for run in runs if run.state == "running"]
+    todo = [run for run in runs if run.state not in ("done", "impossible")]
     done = sum(run.state == "done" for run in runs)
     jobs = jobs or default_jobs(todo)
     _say(console, f"{len(runs)} runs, {done} done, {len(todo)} to make, {jobs} at a time")
-    if elsewhere:
-        _say(console, f"left to another process: {', '.join(elsewhere)}")
     with board(len(todo), jobs, console) as show:
         roots, problems = prepare_data(todo, _stages(show.say))
         sitting = run_all([run for run in todo if run.run.id in roots], roots, jobs, show)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from harness.errors import NormbenchError
-from harness.launch import Outcome, launch
+from harness.launch import POLL_S, Outcome, launch
 from harness.paths import require_writable
 from harness.plan import PlannedRun, plan
 from harness.progress import display
@@ -31,10 +33,17 @@ def run(task: str, words: Sequence[str], results: Path, console: Console) -> Non
         raise error
     require_writable(results)
     problems: list[str] = []
-    for number, cell in enumerate(cells, 1):
+    waiting = deque(enumerate(cells, 1))
+    put_off: set[int] = set()
+    while waiting:
+        number, cell = waiting.popleft()
         head = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
         if cell.state == "impossible":
             _say(console, f"{head}{cell.run.id}  n/a: {cell.reason}")
+            continue
+        if waiting and number not in put_off and cell.run.state() == "running":
+            put_off.add(number)
+            waiting.append((number, cell))
             continue
         outcome = _run_cell(cell, head, console)
         if outcome.exit_code in (75, 130) or (outcome.exit_code and len(cells) == 1):
@@ -51,14 +60,24 @@ def run(task: str, words: Sequence[str], results: Path, console: Console) -> Non
 
 
 def _run_cell(cell: PlannedRun, head: str, console: Console) -> Outcome:
-    if cell.state == "done":
-        _say(console, f"{head}{cell.run.id} is done")
-        return Outcome(0)
-    if cell.state == "running":
-        return Outcome(
-            1, f"{cell.run.id} is running in another process (normbench status shows it)"
-        )
-    _say(console, f"{head}{cell.run.id}  {summary(cell.spec)}")
+    """Make one run here, unless another process does: then wait, and go on where it left off."""
+    while True:
+        state = cell.run.state()  # of now: the plan is as old as the runs before this one
+        if state == "done":
+            _say(console, f"{head}{cell.run.id} is done")
+            return Outcome(0)
+        if state == "running":
+            _say(console, f"{head}{cell.run.id} runs in another process: waiting for it")
+            while cell.run.state() == "running":
+                time.sleep(POLL_S)
+            continue
+        _say(console, f"{head}{cell.run.id}  {summary(cell.spec)}")
+        outcome = _make(cell, console)
+        if not outcome.elsewhere:
+            return outcome
+
+
+def _make(cell: PlannedRun, console: Console) -> Outcome:
     with display(cell.spec.steps, console) as show:
         try:
             root = task_info(cell.spec.task).prepare(
@@ -83,13 +102,14 @@ def summary(spec: Spec) -> str:
 
 
 def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> None:
-    from harness.collect import read_records, write_csv
+    from harness.collect import collecting, read_records, write_csv
     from harness.terminal import result_table
 
-    records, warnings = read_records(results)
+    with collecting(results):
+        records, warnings = read_records(results)
+        runs, metrics = write_csv(results, records)
     for warning in warnings:
         _say(console, f"warning: {warning}")
-    runs, metrics = write_csv(results, records)
     done = [read_record(cell.run.record) for cell in cells if cell.run.record.is_file()]
     if done:
         console.print(result_table(done))

@@ -154,6 +154,11 @@ class DataSection(Section):
     root: str | None = Field(None, description="folder of the real data set; null = embedded")
     seed: int = Field(0, ge=0, description="seed of the embedded data")
     embedded: bool = Field(True, description="generate the data where no root is given")
+    on_corrupt: Literal["error", "skip"] = Field(
+        "error",
+        description="a training sample that cannot be read: end the run, or train on the next "
+        "readable one instead and count it; in evaluation it always ends the run",
+    )
 
 
 class LossSection(Section):

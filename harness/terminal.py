@@ -47,15 +47,15 @@ def result_table(records: Sequence[Record]) -> Table:
 
 def _one_run(record: Record) -> Table:
     columns = ("metric", "value", "unit", "split", "n", "protocol")
-    table = new_table(record.run_id, *columns, numbers=("value", "n"))
+    table = new_table(escape(record.run_id), *columns, numbers=("value", "n"))
     for metric in record.metrics:
         table.add_row(
-            metric.name,
+            escape(metric.name),
             f"{metric.value:.2f}",
-            metric.unit,
-            metric.split,
+            escape(metric.unit),
+            escape(metric.split),
             str(metric.n_eval),
-            metric.protocol,
+            escape(metric.protocol),
         )
     table.caption = (
         f"{'' if record.is_result else 'preset=smoke: mechanics only, not a result.  '}"
@@ -68,11 +68,11 @@ def _one_run(record: Record) -> Table:
 
 def _several_runs(records: Sequence[Record]) -> Table:
     names = list(dict.fromkeys(metric.name for record in records for metric in record.metrics))
-    table = new_table("", "run", *names, "wall", numbers=(*names, "wall"))
+    table = new_table("", "run", *map(escape, names), "wall", numbers=(*map(escape, names), "wall"))
     for record in records:
         values = {metric.name: f"{metric.value:.2f}" for metric in record.metrics}
         cells = [values.get(name, "-") for name in names]
-        table.add_row(record.run_id, *cells, clock(record.wall_s))
+        table.add_row(escape(record.run_id), *cells, clock(record.wall_s))
     return table
 
 

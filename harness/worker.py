@@ -6,11 +6,13 @@ What came of it is read from the run directory, not from here.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from filelock import Timeout
 from torch import nn
 
 from harness import checkpoint, precise_bn
+from harness.checkpoint import Progress
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
-from harness.environment import environment
-from harness.errors import EnvironmentProblem, Interrupted, NormbenchError, UsageError
+from harness.environment import differences, environment, read_environment
+from harness.errors import Diverged, EnvironmentProblem, Interrupted, NormbenchError, UsageError
 from harness.evaluation import best_of, evaluate
+from harness.faults import explain, memory_explained
 from harness.identity import cell_id, science, stat_batch
 from harness.init import load_init
 from harness.journal import Journal
@@ -40,6 +44,8 @@ from harness.schema import Spec
 from harness.spec import load_spec
 from harness.stop import StopRequest
 from harness.task import Task
+
+_PROBED_S = 2.0
 
 
 def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
@@ -72,46 +78,86 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
     """
     device = choose_device(spec.exec.device, int(os.environ.get("LOCAL_RANK", "0")), spec.devices)
     ranks = Ranks(device)
-    info = task_info(spec.task)
     content, remarks = checkpoint.load(run.checkpoint, run.id)
-    threads = content["progress"]["threads"] if content else spec.exec.threads
-    chunk = content["progress"]["chunk"] if content else resolve_chunk(spec, info)
-    if threads:
+    kept = Progress(**content["progress"]) if content else None
+    chunk = _chunk(spec, kept, remarks)
+    if threads := kept.threads if kept else spec.exec.threads:
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    with memory_explained(spec, chunk):
+        trainer, audit = _trainer(
+            spec, run, data_root, ranks, device, chunk, remarks, resumed=content is not None
+        )
+        if content is not None:
+            trainer.restore(content)
+            remarks.append(f"resumed at step {trainer.progress.step} of {spec.steps}")
+        where = environment(_device_name(device), torch.get_num_threads(), ranks.world)
+        if content is not None:
+            remarks += _carry_changes(run, where)
+        if ranks.is_main:
+            audit.to_csv(run.audit)
+            write_atomic(run.environment, json.dumps(where, indent=1))
+        with Journal(run.metrics, trainer.progress.step, ranks.is_main) as journal:
+            on = (
+                f"on {where['device']}, {where['threads']} threads, {ranks.world} device(s); "
+                f"{chunk} images a forward"
+            )
+            for remark in (*remarks, audit.summary(), on):
+                print(remark)  # noqa: T201  # the worker's stdout is log.txt
+                journal.remark(remark)
+            train(trainer, run, stop, journal, lambda: evaluate(trainer, journal, stop))
+            if spec.bn_eval == "precise":
+                journal.remark(_re_estimate(trainer, journal, stop))
+            if ranks.is_main:
+                rows = evaluate(trainer, journal, stop)
+                write_record(run, _record(spec, run, audit, rows, trainer, where))
+    ranks.close()
 
-    task = task_class(info)(spec, data_root)
+
+def _chunk(spec: Spec, kept: Progress | None, remarks: list[str]) -> int:
+    """Return the images of one forward: those of the first sitting, unless others are asked for.
+
+    Float sums depend on it; but if a forward did not fit the memory, it must be possible to go on.
+    """
+    chunk = resolve_chunk(spec, task_info(spec.task))
+    if kept is None or chunk == kept.chunk:
+        return chunk
+    if spec.exec.chunk == "auto":
+        return kept.chunk
+    remarks.append(f"{chunk} images a forward instead of {kept.chunk}: equal up to rounding")
+    return chunk
+
+
+def _trainer(
+    spec: Spec,
+    run: RunDir,
+    data_root: Path,
+    ranks: Ranks,
+    device: torch.device,
+    chunk: int,
+    remarks: list[str],
+    *,
+    resumed: bool,
+) -> tuple[Trainer, NormAudit]:
+    """Build a run's model with its initial weights and what trains it."""
+    task = task_class(task_info(spec.task))(spec, data_root)
     task.out = run.path
     model, audit = build_model(task, spec)
     model = _placed(model, spec, device)
-    if content is None and spec.init.source not in (None, "scratch"):
+    if spec.init.source not in (None, "scratch") and not resumed:
         remarks.append(load_init(model, str(spec.init.source)))
-    trainer = Trainer(task, model, spec, ranks, device, chunk=chunk)
-    if content is not None:
-        trainer.restore(content)
-        remarks.append(f"resumed at step {trainer.progress.step} of {spec.steps}")
     if note := NORMS[spec.norm.layer].constraints:
         remarks.append(f"note on {spec.norm.layer}: {note}")
-    where = environment(_device_name(device), torch.get_num_threads(), ranks.world)
-    if ranks.is_main:
-        audit.to_csv(run.audit)
-        write_atomic(run.environment, json.dumps(where, indent=1))
-    with Journal(run.metrics, trainer.progress.step, ranks.is_main) as journal:
-        on = (
-            f"on {where['device']}, {where['threads']} threads, {ranks.world} device(s); "
-            f"{chunk} images a forward"
-        )
-        for remark in (*remarks, audit.summary(), on):
-            print(remark)  # noqa: T201  # the worker's stdout is log.txt
-            journal.remark(remark)
-        train(trainer, run, stop, journal, lambda: evaluate(trainer, journal, stop))
-        if spec.bn_eval == "precise":
-            journal.remark(_re_estimate(trainer, journal, stop))
-        if ranks.is_main:
-            rows = evaluate(trainer, journal, stop)
-            write_record(run, _record(spec, run, audit, rows, trainer, where))
-    ranks.close()
+    return Trainer(task, model, spec, ranks, device, chunk=chunk), audit
+
+
+def _carry_changes(run: RunDir, where: dict[str, Any]) -> list[str]:
+    """Note in ``where`` what was otherwise in earlier sittings; return what is new, for people."""
+    before = read_environment(run.environment)
+    changes = differences(before, where)
+    where["changed"] = [*before.get("changed", []), *changes]
+    return [f"continued in another environment: {'; '.join(changes)}"] if changes else []
 
 
 def _placed(model: nn.Module, spec: Spec, device: torch.device) -> nn.Module:
@@ -170,6 +216,8 @@ def _record(
         peak_mem_mib=max(progress.peak_mem_mib, peak_memory_mib(trainer.device)),
         data_wait_share=progress.wait_s / max(progress.train_s, 1e-9),
         num_resumed=progress.num_resumed,
+        num_unreadable=len(progress.replaced),
+        num_replaced=sum(progress.replaced.values()),
         chunk=progress.chunk,
         environment=where,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -190,9 +238,18 @@ def main(arguments: list[str]) -> int:
         if not is_main:
             run_spec(load_spec(run.spec), run, data_root, stop)
             return 0
-        with run.lock().acquire(timeout=0):
+        # Whoever asks for a run's state holds its lock for a moment.
+        with run.lock().acquire(timeout=_PROBED_S, poll_interval=0.02):
+            if run.record.is_file():  # another process was faster; not 0, or torchrun would wait
+                return UsageError.exit_code
             run.failure.unlink(missing_ok=True)
+            run.crash.unlink(missing_ok=True)
             return _guarded(run, data_root, stop)
+    except Interrupted as error:  # of a rank that does not write; rank 0 has said it
+        return error.exit_code
+    except NormbenchError as error:
+        print(error)  # noqa: T201
+        return error.exit_code
     except Timeout:
         print(f"{run.id} is already running in another process")  # noqa: T201
         return UsageError.exit_code
@@ -206,23 +263,30 @@ def _guarded(run: RunDir, data_root: Path, stop: StopRequest) -> int:
         print(error)  # noqa: T201
         return error.exit_code
     except NormbenchError as error:
-        run.write_failure(error)
-        return error.exit_code
-    except torch.OutOfMemoryError as error:
-        traceback.print_exc()
-        micro = load_spec(run.spec).batch.micro
-        smaller = f"try batch.micro={micro // 2}" if micro > 1 else "use a larger GPU"
-        reason = str(error).splitlines()[0]
-        text = f"out of memory at batch.micro={micro} ({reason}): {smaller}"
-        run.write_failure(NormbenchError(text))
-        return 1
+        return _fail(run, error)
     except Exception as error:  # a sweep goes on; the traceback is in log.txt
-        traceback.print_exc()
-        first = (str(error).splitlines() or [""])[0]
-        run.write_failure(NormbenchError(f"{type(error).__name__}: {first} (see {run.log})"))
-        return 1
+        return _fail(run, explain(error, run.log), error)
     return 0
 
 
+def _fail(run: RunDir, error: NormbenchError, cause: BaseException | None = None) -> int:
+    """Keep the reason of a failure as far as a full disk lets us; return the exit status."""
+    with suppress(OSError):
+        if cause := cause or error.__cause__:
+            traceback.print_exception(cause)
+    with suppress(OSError):
+        if isinstance(error, Diverged):
+            write_atomic(run.crash, json.dumps(error.details, indent=1, allow_nan=False))
+    with suppress(OSError):
+        run.write_failure(error, error.step if isinstance(error, Diverged) else None)
+    with suppress(OSError):
+        print(error)  # noqa: T201  # the log's last line is shown where there is no failure file
+    return error.exit_code
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    # Data processes end with their iterator. One that an error's traceback still holds would be
+    # waited for at exit, for ever.
+    gc.collect()
+    sys.exit(status)

@@ -301,6 +301,7 @@ def _remarks(runs: pd.DataFrame) -> Iterator[str]:
         yield f"{dirty} of {len(runs)} runs come from a git tree with uncommitted changes"
     if unknown := int(runs["dirty"].isna().sum()):
         yield f"{unknown} of {len(runs)} runs come from code that no git tree tells the version of"
+    yield from _faults(runs)
     for column, what in (
         ("device", "on different devices, so that costs cannot be compared"),
         ("torch", "with different versions of torch"),
@@ -313,6 +314,21 @@ def _remarks(runs: pd.DataFrame) -> Iterator[str]:
     yield from _differing(parts[0], "with different versions of the task's code")
     for (norm, _), own in parts[2].groupby([runs["norm"], runs["ws_variant"]], dropna=False):
         yield from _differing(own, f"with different versions of the code of {norm}")
+
+
+def _faults(runs: pd.DataFrame) -> Iterator[str]:
+    """Say which runs replaced training samples, or went on in another environment."""
+    if "changed" not in runs:
+        return  # numbers collected by an earlier version
+    if len(hit := runs[runs["num_replaced"].fillna(0) > 0]):
+        yield (
+            f"{len(hit)} of {len(runs)} runs could not read up to {hit['num_unreadable'].max()} "
+            f"training samples and took others {hit['num_replaced'].sum()} times "
+            "(data.on_corrupt=skip)"
+        )
+    if len(hit := runs[runs["changed"].notna()]):
+        changes = ", ".join(sorted(set(hit["changed"])))
+        yield f"{len(hit)} of {len(runs)} runs were continued in another environment: {changes}"
 
 
 def _differing(values: pd.Series[str], what: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.collect import metrics_frame, read_records, write_csv
+from harness.collect import collecting, metrics_frame, read_records, write_csv
 from harness.errors import NormbenchError
 from harness.report.build import BuiltTable, build_table
 from harness.report.definition import SETS, TableDefinition, Words, choose
@@ -38,14 +38,15 @@ def report(
     Raises:
         UsageError: if a definition is wrong.
     """
-    records, warnings = read_records(results)
+    with collecting(results):
+        records, warnings = read_records(results)
+        frame = metrics_frame(records)
+        runs, metrics = write_csv(results, records, frame)
+        built = [build_table(table, words, results, frame) for table in tables]
+        made = [table for table in built if asked or table.num_done]
+        paths = write(made, results)
     for warning in warnings:
         _say(console, f"warning: {warning}")
-    frame = metrics_frame(records)
-    runs, metrics = write_csv(results, records, frame)
-    built = [build_table(table, words, results, frame) for table in tables]
-    made = [table for table in built if asked or table.num_done]
-    paths = write(made, results)
     for table in made:
         _say(console, f"\n{to_markdown(table)}")
     for table in made:

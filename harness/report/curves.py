@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.foreign import is_plain
+
 _POINTS = 100
 """Steps that a loss is drawn at."""
+_LARGEST = 2**30
+"""Bytes of a journal; a day of training takes some million."""
 _SMOOTHED = 0.03
 """Width of the Gaussian that losses are smoothed with: its standard deviation over all steps."""
 
@@ -45,15 +50,19 @@ def read_curve(journal: Path) -> Curve:
     losses: dict[int, float] = {}
     evaluations: dict[str, dict[int, float]] = {}
     for row in _rows(journal):
-        if row["event"] == "train":
-            losses[row["step"]] = row["loss"]
-        elif row["event"] == "evaluation":
-            for name, value in row["metrics"].items():
-                evaluations.setdefault(name, {})[row["step"]] = value
+        with suppress(LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            step = int(row["step"])
+            if row["event"] == "train":
+                losses[step] = float(row["loss"])
+            else:
+                for name, value in row["metrics"].items():
+                    evaluations.setdefault(name, {})[step] = float(value)
     return Curve(_points(losses), {name: _points(found) for name, found in evaluations.items()})
 
 
 def _rows(journal: Path) -> Iterator[dict[str, Any]]:
+    if not is_plain(journal, _LARGEST):
+        return
     try:
         text = journal.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -63,7 +72,7 @@ def _rows(journal: Path) -> Iterator[dict[str, Any]]:
         if line.startswith(('{"event": "train"', '{"event": "evaluation"')):
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
 
 

@@ -67,7 +67,8 @@ class TableDefinition(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Of its files, too."""
     set: str
     task: str
     title: str

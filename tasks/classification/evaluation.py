@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from harness.stop import ignore_signals
+from harness.feed import ahead
 from harness.task import Metric, Progress
 from tasks.classification.imagefolder import VAL
 from tasks.classification.images import FolderImages, normalise
@@ -41,15 +41,8 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _batches(images: FolderImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    dataset = _Batches(images)
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(len(dataset)),
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-    )
-    return iter(loader)
+    batches = _Batches(images)
+    return ahead(batches, range(len(batches)), workers)
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> dict[int, int]:

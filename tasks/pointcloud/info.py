@@ -99,10 +99,15 @@ class PointcloudInfo:
             return None
 
     def refuse(self, spec: Spec) -> str | None:
-        """Refuse more neighbours than there are points, and embedded meshes."""
+        """Refuse more neighbours than points, embedded meshes, and to skip single clouds."""
         model, data = _sections(spec)
         if data.format == "meshes" and data.embedded and data.root is None:
             return "data.format=meshes needs ModelNet40's meshes: give data=DIR"
+        if data.on_corrupt == "skip":
+            return (
+                "data.on_corrupt=skip: clouds are read before training, from files of thousands, "
+                "and not one by one; use data.on_corrupt=error"
+            )
         if model.k > data.points:
             return (
                 f"model.k={model.k}: a cloud of data.points={data.points} has no more than "

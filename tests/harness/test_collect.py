@@ -68,7 +68,7 @@ def record_of(number: int = 0, norm: str = "gn", values: tuple[float, ...] = (61
 
 def store(results, record: Record) -> RunDir:
     run = RunDir(results, record.run_id)
-    run.path.mkdir(parents=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     write_record(run, record)
     return run
 
