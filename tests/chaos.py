@@ -3,9 +3,9 @@
     python -m tests.chaos TASK [KEY=VALUE]... [--kills N] [--seed N] [--lines] [--results DIR]
 
 The product has no hooks for this. One process imports what a worker needs and forks one child an
-attempt, so that an attempt costs milliseconds. A child dies at a random line of Python (``--lines``:
-every line of the harness, the task and torch's serialisation counts) or at a random time, which may
-be amid a kernel or a system call. An attempt that is not killed must end with the same bits.
+attempt, so that an attempt costs milliseconds. A child dies at a random line of Python
+(``--lines``: every line of the harness, the task and torch's serialisation counts) or at a random
+time, which may be amid a kernel or a system call. What is not killed must end with the same bits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -187,7 +188,7 @@ def chaos(task: str, words: list[str], kills: int, seed: int, lines: bool, folde
         return cell, root
 
     cell, root = prepared("alone")
-    alone = fork(lambda: worker(cell, root), traced=lines)
+    alone = fork(partial(worker, cell, root), traced=lines)
     assert alone.status == 0, cell.run.log.read_text()
     expected = Result.of(cell.run)
     seconds = alone.seconds if lines else fork(lambda: worker(*prepared("timed"))).seconds
@@ -196,9 +197,11 @@ def chaos(task: str, words: list[str], kills: int, seed: int, lines: bool, folde
         cell, root = prepared(f"chain{tally.chains}")
         for _ in range(draw.randint(1, LONGEST_CHAIN)):
             if lines:
-                one = fork(lambda: worker(cell, root), at=draw.randint(1, alone.lines), traced=True)
+                one = fork(
+                    partial(worker, cell, root), at=draw.randint(1, alone.lines), traced=True
+                )
             else:
-                one = fork(lambda: worker(cell, root), after=draw.uniform(0, seconds))
+                one = fork(partial(worker, cell, root), after=draw.uniform(0, seconds))
             if one.status == -signal.SIGKILL:
                 tally.kills += 1
                 tally.places[one.place] += 1
@@ -206,7 +209,7 @@ def chaos(task: str, words: list[str], kills: int, seed: int, lines: bool, folde
                 tally.survived += 1
                 if one.status != 0 and not cell.run.record.is_file():
                     tally.different.append(f"chain {tally.chains}: status {one.status}")
-        last = fork(lambda: worker(cell, root))
+        last = fork(partial(worker, cell, root))
         if not cell.run.record.is_file():
             log = cell.run.log.read_text()[-2000:]
             tally.different.append(f"chain {tally.chains}: status {last.status}\n{log}")
