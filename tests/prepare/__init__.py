@@ -1,0 +1,1 @@
+"""Tests of `normbench data prepare`: official downloads become data folders."""
