@@ -17,7 +17,7 @@ override GPUS := $(value GPUS)
 override JOBS := $(value JOBS)
 export NORM SEED PRESET DATA GPUS JOBS
 
-.PHONY: help setup $(TASKS) reproduce-all-tables report bench test check clean
+.PHONY: help setup $(TASKS) reproduce-all-tables report bench test check docs clean
 
 help:  ## list the targets (default)
 	@awk -F ':.*## ' '/^[^\t#].*:.*## / { sub(/^\$$\(TASKS\)/, "$(TASKS)", $$1); printf "%-20s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ check: setup  ## ruff and mypy
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+docs: setup  ## build the documentation site in build/docs; a broken link fails
+	@uv=.uv/bin/uv; [ -x $$uv ] || uv=uv; \
+		exec $$uv run --isolated --locked --only-group docs sphinx-build -q -W docs build/docs
 
 clean:  ## remove the environment and the caches, never results or data
 	rm -rf .venv .uv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
