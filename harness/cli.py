@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from harness import completion
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,7 +22,6 @@ app = typer.Typer(
     name="normbench",
     help="One `norm` switch for four vision tasks: run, compare, report.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -28,11 +29,20 @@ data_app = typer.Typer(help="Show, check, prepare or generate a task's data.", n
 app.add_typer(data_app, name="data")
 
 TaskName = Annotated[
-    str, typer.Argument(metavar="TASK", help="detection, segmentation, ... (see `ls tasks`)")
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="detection, segmentation, ... (see `ls tasks`)",
+        autocompletion=completion.tasks,
+    ),
 ]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="norm=gn_ws preset=mini seed=0..2 ..."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="norm=gn_ws preset=mini seed=0..2 ...",
+        autocompletion=completion.words,
+    ),
 ]
 Results = Annotated[
     Path | None, typer.Option("--results", help="Results folder; default results/.", metavar="DIR")
@@ -40,7 +50,11 @@ Results = Annotated[
 
 TableWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TABLE]... [KEY=VALUE]...", help="preset=mini seed=0 data=DIR ..."),
+    typer.Argument(
+        metavar="[TABLE]... [KEY=VALUE]...",
+        help="preset=mini seed=0 data=DIR ...",
+        autocompletion=completion.table_words,
+    ),
 ]
 Every = Annotated[bool, typer.Option("--all", help="Every table of the set that preset= names.")]
 Jobs = Annotated[
@@ -82,7 +96,11 @@ def run_command(task: TaskName, words: Words = None, results: Results = None) ->
 def plan_command(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TASK | TABLE...] [KEY=VALUE]...", help="as for run or reproduce"),
+        typer.Argument(
+            metavar="[TASK | TABLE...] [KEY=VALUE]...",
+            help="as for run or reproduce",
+            autocompletion=completion.table_words,
+        ),
     ] = None,
     every: Every = False,
     jobs: Jobs = None,
@@ -214,8 +232,15 @@ def doctor_command() -> None:
 
 @app.command("ls")
 def ls_command(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="tasks norms ws presets keys")],
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]")] = None,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT", help=" ".join(completion.LISTS), autocompletion=completion.lists
+        ),
+    ],
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", autocompletion=completion.tasks)
+    ] = None,
 ) -> None:
     """List tasks, norms, ws, or a task's presets or keys."""
     from harness.inspect import listing

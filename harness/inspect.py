@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from harness.completion import LISTS
 from harness.errors import AuditError, DataError, UsageError, did_you_mean
 from harness.foreign import is_plain, visible
 from harness.norm.catalogue import norm_info
@@ -209,9 +210,8 @@ def listing(what: str, task: str | None) -> Table:
             if not isinstance(value, dict):
                 table.add_row(key, str(value), text)
     else:
-        known = ("tasks", "norms", "ws", "presets", "keys")
-        near = did_you_mean(what, known)
-        raise UsageError(f"ls {what!r} is not known.{near} Lists: {', '.join(known)}")
+        near = did_you_mean(what, LISTS)
+        raise UsageError(f"ls {what!r} is not known.{near} Lists: {', '.join(LISTS)}")
     return table
 
 

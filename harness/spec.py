@@ -207,6 +207,11 @@ def _sentences(task: str, error: ValidationError) -> Iterator[str]:
                 yield f"{shown}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
+def allowed(task: str, key: str) -> list[str]:
+    """Return the values that a dotted key allows, where its type lists them; else nothing."""
+    return _literals(spec_class(task), key) if key in keys(task) else []
+
+
 def _literals(section: type[Section], path: str) -> list[str]:
     name, _, rest = path.partition(".")
     annotation = section.model_fields[name].annotation
@@ -214,6 +219,8 @@ def _literals(section: type[Section], path: str) -> list[str]:
     if rest and inner:
         return _literals(inner, rest)
     options = [annotation, *get_args(annotation)]
+    if bool in options:
+        return ["true", "false"]
     return [str(x) for one in options if get_origin(one) is Literal for x in get_args(one)]
 
 
