@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.errors import EnvironmentProblem
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -34,8 +37,7 @@ class Ranks:
         """Sum each value over the ranks; ranks may lack keys (an empty share of a step)."""
         if self.world == 1:
             return values
-        everyone: list[dict[str, float]] = [{} for _ in range(self.world)]
-        dist.all_gather_object(everyone, values)
+        everyone = self.gather_objects(values)
         names = {name: None for one in everyone for name in one}
         return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
 
@@ -56,14 +58,19 @@ class Ranks:
         dist.all_reduce(flat)
         torch._foreach_copy_(grads, _split_like(flat, grads))
 
-    def average_buffers(self, model: nn.Module) -> None:
-        """Average the running statistics, of which every rank saw an equal share."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all ranks, which have one shape, stacked by rank."""
+        everyone = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(everyone, tensor)
+        return torch.stack(everyone)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Return what every rank gives, by rank."""
         if self.world == 1:
-            return
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.world
+            return [value]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, value)
+        return everyone
 
     def close(self) -> None:
         """Leave the group."""
