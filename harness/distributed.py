@@ -23,9 +23,11 @@ class Ranks:
         """Join the group that ``torchrun`` describes in the environment, if there is one."""
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self._device = device
+        self._names: list[str] = []
         if self.world > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
-            # Evaluation happens on one rank: the others wait for it, for as long as it takes.
+            # The others wait for the slowest share of an evaluation, for as long as it takes.
             dist.init_process_group(backend, timeout=timedelta(hours=12))
 
     @property
@@ -37,9 +39,18 @@ class Ranks:
         """Sum each value over the ranks; ranks may lack keys (an empty share of a step)."""
         if self.world == 1:
             return values
-        everyone = self.gather_objects(values)
-        names = {name: None for one in everyone for name in one}
-        return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+        names = self._names  # the same on all ranks, so that numbers suffice
+        row = [float(not values.keys() <= set(names))]
+        row += [values.get(name, 0.0) for name in names]
+        row += [float(name in values) for name in names]
+        everyone = self.gather(torch.tensor(row, dtype=torch.float64, device=self._device))
+        news, *numbers = everyone.sum(0).tolist()
+        if news:
+            told = dict.fromkeys(name for one in self.gather_objects([*values]) for name in one)
+            self._names += [name for name in told if name not in names]
+            return self.sum_floats(values)
+        sums, having = numbers[: len(names)], numbers[len(names) :]
+        return {name: sums[i] for i, name in enumerate(names) if having[i]}
 
     def any(self, flag: bool) -> bool:
         """Tell whether any rank raises the flag."""

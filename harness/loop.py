@@ -238,8 +238,7 @@ def train(
     while progress.step < spec.steps:
         if _due(progress, spec.exec.eval_every):
             save()
-            if ranks.is_main:
-                evaluate()
+            evaluate()
             progress.evaluated = progress.step
             trainer.model.train()
             saved = time.monotonic()

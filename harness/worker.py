@@ -26,7 +26,7 @@ from harness.checkpoint import Progress
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
 from harness.environment import differences, environment, read_environment
-from harness.errors import Diverged, EnvironmentProblem, Interrupted, NormbenchError, UsageError
+from harness.errors import Diverged, Interrupted, NormbenchError, UsageError
 from harness.evaluation import best_of, evaluate
 from harness.faults import explain, memory_explained
 from harness.identity import cell_id, science, stat_batch
@@ -112,8 +112,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
             train(trainer, run, stop, journal, lambda: evaluate(trainer, journal, stop))
             if spec.bn_eval == "precise":
                 journal.remark(_re_estimate(trainer, journal, stop))
+            rows = evaluate(trainer, journal, stop)
             if ranks.is_main:
-                rows = evaluate(trainer, journal, stop)
                 write_record(run, _record(spec, run, audit, rows, trainer, where))
     ranks.close()
 
@@ -130,9 +130,7 @@ def _chunk(spec: Spec, kept: Progress | None, remarks: list[str]) -> int:
     if spec.exec.chunk == "auto":
         as_before = spec.exec.model_copy(update={"chunk": kept.chunk})
         with suppress(UsageError):
-            return resolve_chunk(
-                spec.model_copy(update={"exec": as_before}), task_info(spec.task)
-            )
+            return resolve_chunk(spec.model_copy(update={"exec": as_before}), task_info(spec.task))
     remarks.append(f"{chunk} images a forward instead of {kept.chunk}: equal up to rounding")
     return chunk
 

@@ -24,7 +24,9 @@ def in_ranks(world: int, work: Callable[[], Any], folder: Path) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     forks = multiprocessing.get_context("fork")
-    processes = [forks.Process(target=_rank, args=(r, world, port, work, folder)) for r in range(world)]
+    processes = [
+        forks.Process(target=_rank, args=(r, world, port, work, folder)) for r in range(world)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads: torch has one here
         for process in processes:
