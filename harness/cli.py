@@ -103,12 +103,16 @@ def plan_command(
     from harness.plan import plan
     from harness.registry import task_names
     from harness.reproduce import plan_tables, split_names
-    from harness.terminal import plan_table
+    from harness.terminal import plan_lines, plan_table
 
     names, pairs = split_names(words or [])
     folder, console = _results(results), _console()
     if len(names) == 1 and not every and names[0] in task_names():
-        console.print(plan_table(plan(names[0], pairs, folder)))
+        cells = plan(names[0], pairs, folder)
+        if len(cells) > 1000:
+            typer.echo(plan_lines(cells))
+        else:
+            console.print(plan_table(cells))
         return
     plan_tables(names, pairs, folder, console, every=every, jobs=jobs, steps=calibrate, path=tables)
 

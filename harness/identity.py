@@ -171,12 +171,16 @@ def run_id(spec: Spec) -> str:
 
     The micro-batch (or what else a statistic sees) is there only where it can change a number.
     """
-    return f"{run_name(spec)}-{_digest(science(spec))}"
+    content = science(spec)
+    return f"{_name(spec, content['batch'])}-{_digest(content)}"
 
 
 def run_name(spec: Spec) -> str:
     """Return the readable part of ``run_id``."""
-    batch = _described(spec)["batch"]
+    return _name(spec, _described(spec)["batch"])
+
+
+def _name(spec: Spec, batch: Mapping[str, Any]) -> str:
     sees = batch.get("micro", batch["stat"])
     micro = f"-mb{sees}" if sees else ""
     return f"{spec.task}-{spec.norm.name}{micro}-s{spec.seed}"

@@ -100,18 +100,12 @@ def split_options(name: str, words: Sequence[str]) -> tuple[dict[str, str], list
     return options, [word for word in words if word.partition("=")[0] not in known]
 
 
-def job_file(run: RunDir) -> Path:
-    """Return where the job of a run is kept."""
-    return run.path / "job.json"
-
-
 def read_job(run: RunDir) -> Job | None:
     """Return the job that a run was last given to, if any."""
-    path = job_file(run)
     try:
-        if not is_plain(path):
+        if not is_plain(run.job):
             return None
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(run.job.read_text(encoding="utf-8"))
         return Job(str(content["launcher"]), str(content["job"]))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
@@ -136,7 +130,7 @@ def submit(
     names = launcher.submit(cells, roots, jobs)
     for cell in cells:
         content = json.dumps(asdict(Job(name, names[cell.run.id])))
-        write_atomic(job_file(cell.run), content)
+        write_atomic(cell.run.job, content)
     return names
 
 

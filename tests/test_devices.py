@@ -17,10 +17,14 @@ import torch
 from harness import worker
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks
+from harness.errors import Interrupted
 from harness.feed import Steps
+from harness.identity import run_id
 from harness.loop import Trainer
+from harness.record import RunDir, read_record
 from harness.registry import task_class, task_info
-from harness.spec import build, parse_words
+from harness.share import ALONE, Share
+from harness.spec import build, dump_spec, parse_words
 from tests.ranks import in_ranks
 
 CPU = torch.device("cpu")
@@ -33,7 +37,7 @@ TASKS: dict[str, Words] = {
     "classification": ("batch.size=8", "data.num_train=20", "data.num_val=20"),
     "segmentation": ("batch.size=8", "data.num_train=20", "model.width=8"),
     "pointcloud": ("batch.size=8", "data.num_train=20"),
-    "detection": ("batch.size=4", "data.num_train=10", "data.num_val=1"),
+    "detection": ("batch.size=4", "data.num_train=10", "data.num_val=3"),
 }
 
 
@@ -44,7 +48,11 @@ def words_of(task: str, *words: str) -> Words:
 
 
 def trained(task: str, words: Words, root: Path, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Take the steps of one process of a run, as its worker does; return the model's state."""
+    """Take the steps of one process of a run, as its worker does, and evaluate.
+
+    Returns:
+        The model's state, the loss of each step, and the metrics.
+    """
     spec = build(task, parse_words(words))
     info = task_info(task)
     working = task_class(info)(spec, root)
@@ -57,6 +65,11 @@ def trained(task: str, words: Words, root: Path, ranks: Ranks) -> dict[str, torc
     state: dict[str, Any] = {}
     losses = [trainer.step(steps[step], step) for step in range(STEPS)]
     state |= {name: value.clone() for name, value in model.state_dict().items()}
+    share = Share(ranks) if ranks.world > 1 else ALONE
+    with torch.no_grad():
+        metrics = working.evaluate(model.eval(), CPU, lambda *_: None, share)
+    values = [[metric.value, metric.n_eval] for metric in metrics]
+    state["metrics"] = torch.tensor(values, dtype=torch.float64)
     state["losses"] = torch.tensor([sum(parts.values()) for parts in losses], dtype=torch.float64)
     return state
 
@@ -204,3 +217,66 @@ def test_detection_does_not_depend_on_its_devices(tmp_path):
             assert_equal(found[group[0]], found[case], 1e-10)
     for first, second in other:
         assert difference(found[first], found[second]) < 1e-6
+
+
+class Once:
+    """A stop request that comes after ``after`` steps; None never."""
+
+    def __init__(self, after: int | None) -> None:
+        self.after, self.looks = after, 0
+
+    def __bool__(self) -> bool:
+        self.looks += 1
+        return self.after is not None and self.looks >= self.after
+
+    def error(self, saved: str) -> Interrupted:
+        return Interrupted(saved)
+
+
+def sitting(folder: Path, world: int, words: Words, after: int | None, number: int) -> RunDir:
+    """Make a part of a toy run in ``world`` processes, from where the one before it stopped."""
+    spec = build("toy", parse_words([*words, f"devices={world}", "exec.device=cpu"]))
+    run = RunDir(folder, run_id(spec))
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.spec.write_text(dump_spec(spec))
+
+    def work() -> bool:
+        try:
+            worker.run_spec(spec, run, folder, Once(after))
+        except Interrupted:
+            return True
+        return False
+
+    stopped = [work()] if world == 1 else in_ranks(world, work, folder / f"sitting{number}")
+    assert stopped == [after is not None] * world
+    return run
+
+
+@pytest.mark.parametrize(
+    ("norm", "alone", "shared"),
+    [
+        ("gn_ws", ("batch.micro=8",), {2: ("batch.micro=2",), 4: ("batch.micro=1",)}),
+        ("bn_ws", ("batch.micro=2",), {2: ("batch.micro=2",), 4: ("batch.micro=2",)}),
+        (
+            "bn",
+            ("batch.micro=4",),
+            {2: ("batch.micro=2", "batch.stat=sync"), 4: ("batch.micro=1", "batch.stat=sync")},
+        ),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_devices(toy, tmp_path, norm, alone, shared):
+    words = (f"norm={norm}", "data.num_train=21", "steps=6", f"seed={SEED}")
+    whole = sitting(tmp_path / "whole", 1, (*words, *alone), None, 0)
+    parts = tmp_path / "parts"
+    runs = [
+        sitting(parts, 2, (*words, *shared[2]), 2, 1),
+        sitting(parts, 4, (*words, *shared[4]), 1, 2),
+        sitting(parts, 1, (*words, *alone), 1, 3),
+        sitting(parts, 2, (*words, *shared[2]), None, 4),
+    ]
+    assert {run.id for run in runs} == {whole.id}
+    a, b = (torch.load(run.checkpoint, weights_only=True)["model"] for run in (whole, runs[-1]))
+    assert_equal(a, b, 1e-10)
+    first, second = read_record(whole.record), read_record(runs[-1].record)
+    assert first.metrics == second.metrics
+    assert (first.num_resumed, second.num_resumed) == (0, 3)
