@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from harness.board import board
 from harness.errors import NormbenchError, UsageError
@@ -102,7 +103,37 @@ def plan_tables(
             escape(run.reason),
         )
     console.print(table)
+    console.print(_costs(shown, known))
     _say(console, _total(todo, known, jobs or default_jobs(todo)))
+
+
+def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
+    """Return one row a table: its runs, and the device-hours that all of them and the rest take."""
+    columns = ("table", "runs", "to make", "device-hours", "of them left")
+    table = new_table("", *columns, numbers=columns[1:])
+    table.caption = (
+        "of one device each, as calibrated or as past runs took; ? where a kind of run is of "
+        "unknown length; a run that two tables show is in both"
+    )
+    by_table: dict[str, dict[str, PlannedRun]] = {}
+    for cell in shown:
+        by_table.setdefault(cell.table, {})[_key(cell)] = cell.planned
+    for name, runs in by_table.items():
+        every = [run for run in runs.values() if run.state != "impossible"]
+        left = [run for run in every if run.state != "done"]
+        hours = (_device_hours(part, known) for part in (every, left))
+        table.add_row(name, str(len(runs)), str(len(left)), *hours)
+    return table
+
+
+def _device_hours(runs: Sequence[PlannedRun], known: Mapping[str, Estimate]) -> str:
+    total = 0.0
+    for run in runs:
+        guess = known.get(cell_id(run.spec))
+        if guess is None:
+            return "?"
+        total += guess.seconds * run.spec.devices / 3600
+    return f"{total:.2f}"
 
 
 def _total(todo: Sequence[PlannedRun], known: Mapping[str, Estimate], jobs: int) -> str:

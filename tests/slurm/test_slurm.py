@@ -17,73 +17,16 @@ import pytest
 import torch
 
 from harness.record import RunDir, read_record
-from tests.toycli import ROOT, events, wait_until
+from tests.handed import PATIENCE_S, Site
+from tests.toycli import wait_until
 
-PATIENCE_S = float(os.environ.get("NORMBENCH_SLURM_PATIENCE", "200"))
 LIMIT = os.environ.get("NORMBENCH_SLURM_LIMIT", "1")
 """Minutes of the first job; a busy machine needs some to start a process."""
 CLUSTER = Path(__file__).parent / "cluster"
-TABLES = """\
-mini:
-  two: &two
-    task: slow
-    title: Two
-    metrics: [top1_acc]
-    seeds: 0
-    rows: {norm: [bn, gn]}
-    reference: gn
-  cancelled: {<<: *two, seeds: 1, rows: {norm: [bn]}, reference: bn}
-  plain: {<<: *two, seeds: 2, rows: {norm: [gn]}, reference: gn}
-"""
 
 
-class Site:
-    """A results folder, the command line on it, and the cluster's commands."""
-
-    def __init__(self, folder: Path, conf: str) -> None:
-        self.folder, self.results, self.slow = folder, folder / "results", folder / "slow"
-        package = folder / "site" / "slow-0.dist-info"
-        package.mkdir(parents=True)
-        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 0\n")
-        entries = "[normbench.tasks]\nslow = tests.slurm.slow:INFO\n"
-        (package / "entry_points.txt").write_text(entries)
-        self.environment = os.environ | {
-            "CI": "true",
-            "PYTHONPATH": os.pathsep.join([str(folder / "site"), str(ROOT)]),
-            "CONFIGS": str(folder / "configs"),
-            "SLURM_CONF": conf,
-            "SLOW": str(self.slow),
-        }
-        self.tables = folder / "tables.yaml"
-        self.tables.write_text(TABLES)
-        self.slow.touch()
-
-    def call(self, *command: str) -> str:
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def normbench(self, *words: str) -> str:
-        tables = () if words[0] in ("status", "cancel", "retry") else ("--tables", str(self.tables))
-        command = (sys.executable, "-m", "tests.slurm.cli", *words, *tables)
-        return self.call(*command, "--results", str(self.results))
-
-    def run(self, name: str) -> RunDir:
-        (path,) = (self.results / "runs").glob(f"slow-{name}-*")
-        return RunDir(self.results, path.name)
-
-    def wait_for_step(self, run: RunDir) -> None:
-        wait_until(lambda: run.metrics.is_file() and events(run, "train"), PATIENCE_S)
-
-    def jobs(self) -> str:
-        return self.call("squeue", "--noheader", "--format=%i %T %r")
+def queue(site: Site) -> str:
+    return site.call("squeue", "--noheader", "--format=%i %T %r")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +42,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("slurm")
     started = subprocess.run([CLUSTER, "start", folder / "cluster"], capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
-    here = Site(folder, started.stdout.strip())
+    here = Site(folder, SLURM_CONF=started.stdout.strip())
     try:
         yield here
     finally:
-        if jobs := here.jobs().split():
-            print(here.jobs())
+        if jobs := queue(here).split():
+            print(queue(here))
             subprocess.run(["scancel", *jobs[::3]], env=here.environment, check=False)
         subprocess.run([CLUSTER, "stop", folder / "cluster"], check=True)
 
@@ -152,7 +95,7 @@ def test_a_cancelled_run_is_saved_and_tried_again(site):
     run = site.run("bn-mb2-s1")
     site.wait_for_step(run)
     assert "1 runs told to stop" in site.normbench("cancel", run.id)
-    wait_until(lambda: not site.jobs().strip(), PATIENCE_S)
+    wait_until(lambda: not queue(site).strip(), PATIENCE_S)
     assert run.state() == "resumable"
     site.slow.unlink()
     site.normbench("retry", "--launcher", "slurm", "partition=main", "time=5")
