@@ -61,6 +61,12 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; default: what fits."),
 ]
+LauncherName = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher", metavar="NAME", help="Hand the runs over: slurm, local, ...; return at once."
+    ),
+]
 Tables = Annotated[
     Path | None,
     typer.Option("--tables", metavar="FILE", help="Tables; default configs/tables.yaml."),
@@ -115,12 +121,16 @@ def plan_command(
     from harness.plan import plan
     from harness.registry import task_names
     from harness.reproduce import plan_tables, split_names
-    from harness.terminal import plan_table
+    from harness.terminal import plan_lines, plan_table
 
     names, pairs = split_names(words or [])
     folder, console = _results(results), _console()
     if len(names) == 1 and not every and names[0] in task_names():
-        console.print(plan_table(plan(names[0], pairs, folder)))
+        cells = plan(names[0], pairs, folder)
+        if len(cells) > 1000:
+            typer.echo(plan_lines(cells))
+        else:
+            console.print(plan_table(cells))
         return
     plan_tables(names, pairs, folder, console, every=every, jobs=jobs, steps=calibrate, path=tables)
 
@@ -130,18 +140,75 @@ def reproduce_command(
     words: TableWords = None,
     every: Every = False,
     jobs: Jobs = None,
+    launcher: LauncherName = None,
     tables: Tables = None,
     results: Results = None,
 ) -> None:
     """Make the runs that tables need and lack, then build the tables.
 
     normbench reproduce --all preset=mini; the same command goes on where it was stopped.
+    With --launcher slurm partition=NAME time=MINUTES gpus_per_run=N ...: through a job array.
     """
     from harness.reproduce import reproduce, split_names
 
     names, pairs = split_names(words or [])
     folder, console = _results(results), _console()
-    reproduce(names, pairs, folder, console, every=every, jobs=jobs, path=tables)
+    reproduce(names, pairs, folder, console, every=every, jobs=jobs, path=tables, launcher=launcher)
+
+
+@app.command("retry")
+def retry_command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]... [KEY=VALUE]...", help="default: all; launcher's options"),
+    ] = None,
+    jobs: Jobs = None,
+    launcher: LauncherName = None,
+    results: Results = None,
+) -> None:
+    """Make the runs that failed, were cancelled or lost, from their checkpoints."""
+    from harness.jobs import retry
+
+    retry(words or [], _results(results), _console(), launcher=launcher, jobs=jobs)
+
+
+@app.command("cancel")
+def cancel_command(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="default: all")
+    ] = None,
+    results: Results = None,
+) -> None:
+    """Tell runs that were handed to a launcher to save and stop."""
+    from harness.jobs import cancel
+
+    cancel(runs or [], _results(results), typer.echo)
+
+
+@app.command("export")
+def export_command(
+    words: TableWords = None,
+    slurm_script: Annotated[
+        bool, typer.Option("--slurm-script", help="The sbatch script of what is left to run.")
+    ] = False,
+    every: Every = False,
+    jobs: Jobs = None,
+    tables: Tables = None,
+    results: Results = None,
+) -> None:
+    """Print a plain job script for the runs that tables need, and write their specs."""
+    from harness.errors import UsageError
+    from harness.jobscript import slurm_script as script
+    from harness.launchers import split_options
+    from harness.reproduce import split_names, to_make
+
+    if not slurm_script:
+        raise UsageError("say what to export: --slurm-script")
+    options, rest = split_options("slurm", words or [])
+    names, pairs = split_names(rest)
+    folder = _results(results)
+    cells = to_make(names, pairs, folder, every=every, path=tables)
+    typer.echo(script(cells, options, jobs, folder), nl=False)
 
 
 @app.command("verify")
@@ -197,11 +264,20 @@ def selftest_command(
 
 
 @app.command("status")
-def status_command(results: Results = None) -> None:
-    """Show every run: its state and how far it is."""
+def status_command(
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Until no run is waiting or running.")
+    ] = False,
+    results: Results = None,
+) -> None:
+    """Show every run: its state and how far it is, wherever it is made."""
     from harness.inspect import status_table
+    from harness.jobs import watch as watch_runs
 
-    _console().print(status_table(_results(results)))
+    if watch:
+        watch_runs(_results(results), _console())
+    else:
+        _console().print(status_table(_results(results)))
 
 
 @app.command("report")

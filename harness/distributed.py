@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.errors import EnvironmentProblem
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -20,9 +23,11 @@ class Ranks:
         """Join the group that ``torchrun`` describes in the environment, if there is one."""
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self._device = device
+        self._names: list[str] = []
         if self.world > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
-            # Evaluation happens on one rank: the others wait for it, for as long as it takes.
+            # The others wait for the slowest share of an evaluation, for as long as it takes.
             dist.init_process_group(backend, timeout=timedelta(hours=12))
 
     @property
@@ -34,10 +39,18 @@ class Ranks:
         """Sum each value over the ranks; ranks may lack keys (an empty share of a step)."""
         if self.world == 1:
             return values
-        everyone: list[dict[str, float]] = [{} for _ in range(self.world)]
-        dist.all_gather_object(everyone, values)
-        names = {name: None for one in everyone for name in one}
-        return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+        names = self._names  # the same on all ranks, so that numbers suffice
+        row = [float(not values.keys() <= set(names))]
+        row += [values.get(name, 0.0) for name in names]
+        row += [float(name in values) for name in names]
+        everyone = self.gather(torch.tensor(row, dtype=torch.float64, device=self._device))
+        news, *numbers = everyone.sum(0).tolist()
+        if news:
+            told = dict.fromkeys(name for one in self.gather_objects([*values]) for name in one)
+            self._names += [name for name in told if name not in names]
+            return self.sum_floats(values)
+        sums, having = numbers[: len(names)], numbers[len(names) :]
+        return {name: sums[i] for i, name in enumerate(names) if having[i]}
 
     def any(self, flag: bool) -> bool:
         """Tell whether any rank raises the flag."""
@@ -56,14 +69,19 @@ class Ranks:
         dist.all_reduce(flat)
         torch._foreach_copy_(grads, _split_like(flat, grads))
 
-    def average_buffers(self, model: nn.Module) -> None:
-        """Average the running statistics, of which every rank saw an equal share."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all ranks, which have one shape, stacked by rank."""
+        everyone = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(everyone, tensor)
+        return torch.stack(everyone)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Return what every rank gives, by rank."""
         if self.world == 1:
-            return
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.world
+            return [value]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, value)
+        return everyone
 
     def close(self) -> None:
         """Leave the group."""

@@ -14,13 +14,15 @@ import torch
 from harness.journal import Journal
 from harness.loop import Trainer
 from harness.record import Best, MetricRow
+from harness.share import ALONE, Share
 from harness.stop import StopRequest
 
 
 def evaluate(trainer: Trainer, journal: Journal, stop: StopRequest) -> tuple[MetricRow, ...]:
     """Measure the official metrics and note them in the journal and among the best.
 
-    The model is left in evaluation mode; nothing that training depends on changes.
+    All ranks must call this together; each looks at its share of the data. The model is left in
+    evaluation mode; nothing that training depends on changes.
 
     Raises:
         Interrupted: once asked to stop; the model was saved before.
@@ -33,8 +35,13 @@ def evaluate(trainer: Trainer, journal: Journal, stop: StopRequest) -> tuple[Met
 
     began = time.monotonic()
     trainer.model.eval()
-    with torch.no_grad():
-        metrics = trainer.task.evaluate(trainer.model, trainer.device, progress)
+    share = Share(trainer.ranks) if trainer.ranks.world > 1 else ALONE
+    try:
+        with torch.no_grad():
+            metrics = trainer.task.evaluate(trainer.model, trainer.device, progress, share)
+    except Exception as error:
+        share.fail(error)
+        raise
     state = trainer.progress
     state.eval_s += time.monotonic() - began
     rows = tuple(MetricRow(**asdict(metric)) for metric in metrics)

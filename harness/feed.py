@@ -35,6 +35,8 @@ class Chunk:
     batch: Any
     unreadable: tuple[str, ...] = ()
     """What was wrong with samples that others took the place of."""
+    counts: bool = True
+    """False for a stand-in, whose samples are another rank's (``harness.norm.synchronized``)."""
 
 
 def steps_per_epoch(num_samples: int, size: int, tail: str) -> int:
@@ -114,6 +116,26 @@ def split_step(
     return [own[i : i + size] for i in range(0, len(own), size)]
 
 
+def split_together(
+    samples: list[int], micro: int, rank: int, world: int
+) -> list[tuple[list[int], bool]]:
+    """Split a step's samples into forwards that all ranks make together, in order.
+
+    Of the images of the j-th forward, the j-th ``micro * world`` of the step (those of one
+    micro-batch of one device), every rank gets ``micro``.
+
+    Returns:
+        The samples of each forward of this rank, and whether they count: where too few are left for
+        all ranks, one that is another's stands in.
+    """
+    forwards = []
+    for start in range(0, len(samples), micro * world):
+        group = samples[start : start + micro * world]
+        own = group[rank * micro : (rank + 1) * micro]
+        forwards.append((own or group[:1], bool(own)))
+    return forwards
+
+
 class Steps(Dataset[list[Chunk]]):
     """Map-style over *steps*: item ``step`` is the list of this rank's forwards."""
 
@@ -146,15 +168,17 @@ class Steps(Dataset[list[Chunk]]):
             groups=self.groups,
             micro=batch.micro,
         )
-        return [
-            self._chunk(epoch, chunk)
-            for chunk in split_step(samples, batch.micro, self.rank, self.world, self.chunk)
-        ]
+        if batch.stat == "sync" and self.world > 1:
+            forwards = split_together(samples, batch.micro, self.rank, self.world)
+        else:
+            own = split_step(samples, batch.micro, self.rank, self.world, self.chunk)
+            forwards = [(chunk, True) for chunk in own]
+        return [self._chunk(epoch, chunk, counts) for chunk, counts in forwards]
 
-    def _chunk(self, epoch: int, samples: list[int]) -> Chunk:
+    def _chunk(self, epoch: int, samples: list[int], counts: bool) -> Chunk:
         unreadable: list[str] = []
         read = [self._sample(epoch, i, unreadable) for i in samples]
-        return Chunk(samples, self.task.collate(read), tuple(unreadable))
+        return Chunk(samples, self.task.collate(read), tuple(unreadable) if counts else (), counts)
 
     def _sample(self, epoch: int, index: int, unreadable: list[str]) -> Any:
         """Read a sample or, under ``data.on_corrupt=skip``, the next readable one of its group.

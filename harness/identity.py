@@ -25,7 +25,8 @@ def science(spec: Spec) -> dict[str, Any]:
     """Return the canonical, resolved description that the identity hashes.
 
     Paths become fingerprints and checksums; options that the chosen norm, optimiser or schedule
-    does not read are left out; so are devices, workers and everything else under ``exec``.
+    does not read are left out; so are workers and everything else under ``exec``, and devices,
+    unless the norm is one whose numbers depend on them (brn, est_bcn).
 
     Raises:
         DataError: if real data or initial weights are missing.
@@ -111,6 +112,10 @@ def _described(spec: Spec) -> dict[str, Any]:
         norm["ws_numerics"] = WS_VARIANTS[spec.norm.ws].numerics
         norm["scope"] = spec.norm.scope
     batch: dict[str, Any] = {"size": spec.batch.size, "stat": stat_batch(spec)}
+    known = NORMS[spec.norm.layer]
+    if spec.devices > 1 and not (known.batch_independent or known.uses_batch_norm):
+        # Averages that a norm also trains with: every device has its own for the length of a step.
+        batch["devices"] = spec.devices
     if spec.batch.tail != "keep":
         batch["tail"] = spec.batch.tail
     if not info.separable(spec):
@@ -166,12 +171,16 @@ def run_id(spec: Spec) -> str:
 
     The micro-batch (or what else a statistic sees) is there only where it can change a number.
     """
-    return f"{run_name(spec)}-{_digest(science(spec))}"
+    content = science(spec)
+    return f"{_name(spec, content['batch'])}-{_digest(content)}"
 
 
 def run_name(spec: Spec) -> str:
     """Return the readable part of ``run_id``."""
-    batch = _described(spec)["batch"]
+    return _name(spec, _described(spec)["batch"])
+
+
+def _name(spec: Spec, batch: Mapping[str, Any]) -> str:
     sees = batch.get("micro", batch["stat"])
     micro = f"-mb{sees}" if sees else ""
     return f"{spec.task}-{spec.norm.name}{micro}-s{spec.seed}"

@@ -132,10 +132,14 @@ def _prove(a: Built, b: Built, console: Console) -> None:
 
 def status_table(results: Path) -> Table:
     """Return one row a run directory."""
+    from harness.launchers import LiveJobs, run_dirs
+
     table = new_table(escape(str(results)), "run", "state", "step", "note")
-    for path in sorted((results / "runs").glob("*/spec.yaml")):
-        run = RunDir(results, path.parent.name)
-        state = run.state()
+    live = LiveJobs(results)
+    for run in run_dirs(results):
+        state: str = run.state()
+        if state not in ("done", "running"):
+            state = live.state(run) or state
         failure = run.read_failure() if state == "failed" else None
         why = visible(failure.message) if failure else ""
         table.add_row(escape(visible(run.id)), state, _step(run), escape(why))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,19 +40,39 @@ class Outcome:
     """Whether nothing was done because another process is running it."""
 
 
-def command(run: RunDir, spec: Spec, data_root: Path) -> list[str]:
-    """Return the command line of a run's worker."""
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the nodes that share a run meet; each of them starts the same command."""
+
+    nodes: int
+    endpoint: str
+    """``HOST:PORT`` of the first of them."""
+    id: str
+    """What tells this meeting from others at that place."""
+
+
+def command(
+    run: RunDir, spec: Spec, data_root: Path, rendezvous: Rendezvous | None = None
+) -> list[str]:
+    """Return the command line of a run's worker, or of the share of one node in it."""
     worker = ["-m", "harness.worker", str(run.path), str(data_root)]
     if spec.devices == 1:
         return [sys.executable, *worker]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={spec.devices}"]
+    there = ["--standalone"]
+    if rendezvous:
+        there = [f"--nnodes={rendezvous.nodes}", "--rdzv-backend=c10d"]
+        there += [f"--rdzv-endpoint={rendezvous.endpoint}", f"--rdzv-id={rendezvous.id}"]
+    share = spec.devices // (rendezvous.nodes if rendezvous else 1)
+    torchrun = ["-m", "torch.distributed.run", *there, f"--nproc-per-node={share}"]
     return [sys.executable, *torchrun, *worker]
 
 
-def _environment(spec: Spec, threads: int | None) -> dict[str, str]:
+def _environment(spec: Spec, threads: int | None, gpus: Sequence[str] | None) -> dict[str, str]:
     environment = os.environ | {"PYTHONUNBUFFERED": "1", LAUNCHED: "1"}
     if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
+        environment["OMP_NUM_THREADS"] = str(max(1, threads // spec.devices))
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if spec.devices > 1:
         # A signal to the whole job reaches torchrun too, which by default dies of the user ones.
         names = ",".join(number.name for number in SIGNALS)
@@ -67,13 +87,24 @@ class Running:
     that happens, and the worker then saves and stops.
     """
 
-    def __init__(self, cell: PlannedRun, data_root: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        cell: PlannedRun,
+        data_root: Path,
+        threads: int | None = None,
+        *,
+        gpus: Sequence[str] | None = None,
+        rendezvous: Rendezvous | None = None,
+    ) -> None:
         """Start the worker.
 
         Args:
             cell: what to run.
             data_root: its data, prepared.
-            threads: CPU threads where the spec does not say; None leaves it to the libraries.
+            threads: CPU threads of all its processes together, where the spec does not say; None
+                leaves it to the libraries.
+            gpus: the only GPUs it may see; None: those that this process sees.
+            rendezvous: where it meets the other nodes; None: it has none.
         """
         self.cell, self.began = cell, time.monotonic()
         run = cell.run
@@ -87,11 +118,11 @@ class Running:
         self._stopped: dict[str, Any] = {}
         with run.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command(run, cell.spec, data_root),
+                command(run, cell.spec, data_root, rendezvous),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(cell.spec, threads),
+                env=_environment(cell.spec, threads, gpus),
                 start_new_session=True,
             )
 

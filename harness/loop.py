@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from harness import checkpoint
+from harness.averages import RunningAverages
 from harness.checkpoint import Progress
 from harness.diagnose import diverged, require_finite
 from harness.errors import NormbenchError
 from harness.feed import Chunk, Steps, feed
 from harness.norm.catalogue import NORMS
+from harness.norm.synchronized import apart, standing_in
 from harness.norm.virtual import virtualise
 from harness.norm.weight_standardization import WeightStandardized
 from harness.norm.window import standardised_again, standardised_once
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from harness.stop import StopRequest
     from harness.task import Task
 
+_FAILED = "failed"
+"""Stands among the parts of a step while ranks agree on them; no task calls a loss that."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,6 +65,7 @@ class Trainer:
                 module.fused = spec.exec.fused
         self.task, self.model, self.spec = task, model, spec
         self.ranks, self.device = ranks, device
+        self.averages = RunningAverages(model, ranks)
         self.optimizer = build_optimizer(model, spec.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
         self.progress = Progress(threads=torch.get_num_threads(), chunk=chunk)
@@ -77,34 +82,55 @@ class Trainer:
         counts = self._counts(window)
         parts: dict[str, float] = {}
         try:
-            self._accumulate(window, step, counts, parts)
-            parts = self.ranks.sum_floats(parts)
+            parts = self._everyones(window, step, counts, parts)
             self.ranks.sum_gradients(p for _, p in trainable(self.model))
             self._update(step, parts)
         except FloatingPointError:  # ours, or of a library that looks at its numbers
             rate = self.spec.optim.lr * lr_factor(self.spec.schedule, step, self.spec.steps)
-            raise diverged(
-                self.model,
-                lambda chunk: self._shares(chunk, step, counts),
-                window,
-                step,
-                parts=parts,
-                optim=self.spec.optim,
-                lr=rate,
-            ) from None
+            with apart():
+                raise diverged(
+                    self.model,
+                    lambda chunk: self._shares(chunk, step, counts),
+                    window,
+                    step,
+                    parts=parts,
+                    optim=self.spec.optim,
+                    lr=rate,
+                ) from None
         return parts
 
     def _counts(self, window: list[Chunk]) -> dict[str, float]:
         counts: dict[str, float] = {}
         for chunk in window:
-            _add(counts, self.task.counts(chunk.batch))
+            if chunk.counts:
+                _add(counts, self.task.counts(chunk.batch))
         return self.ranks.sum_floats(counts)
+
+    def _everyones(
+        self, window: list[Chunk], step: int, counts: dict[str, float], parts: dict[str, float]
+    ) -> dict[str, float]:
+        """Accumulate on all ranks and return the sums of ``parts``, which this rank adds to.
+
+        Raises:
+            FloatingPointError: on every rank, if a library raised it on one of them.
+        """
+        try:
+            self._accumulate(window, step, counts, parts)
+        except FloatingPointError:
+            if self.ranks.world == 1 or self.spec.batch.stat == "sync":
+                raise  # the other ranks, if any, wait inside a forward: the end of this one is told
+            parts[_FAILED] = 1.0
+        parts = self.ranks.sum_floats(parts)
+        if parts.pop(_FAILED, 0.0):
+            raise FloatingPointError
+        return parts
 
     def _accumulate(
         self, window: list[Chunk], step: int, counts: dict[str, float], parts: dict[str, float]
     ) -> None:
         """Run forward and backward of every chunk, adding its loss parts to ``parts``."""
         once = self.spec.exec.ws_once and len(window) > 1
+        self.averages.begin()
         with standardised_once(self.model, enabled=once):
             for chunk in window:
                 shares = self._shares(chunk, step, counts)
@@ -116,9 +142,11 @@ class Trainer:
     def _shares(self, chunk: Chunk, step: int, counts: dict[str, float]) -> dict[str, Tensor]:
         batch = self.task.to_device(chunk.batch, self.device)
         again = standardised_again(self.spec.exec.ws_recompute)
-        with drawing(self.spec.seed, step, chunk.samples), self.autocast(), again:
+        absent = standing_in(not chunk.counts)
+        with drawing(self.spec.seed, step, chunk.samples), self.autocast(), again, absent:
             losses = self.task.loss(self.model, batch)
-            return {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
+            shares = {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}
+            return shares if chunk.counts else {k: 0.0 * share for k, share in shares.items()}
 
     def _update(self, step: int, parts: dict[str, float]) -> None:
         """Take the optimiser step.
@@ -139,7 +167,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ranks.average_buffers(self.model)
+        self.averages.join()
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forwards run, from `precision`."""
@@ -210,8 +238,7 @@ def train(
     while progress.step < spec.steps:
         if _due(progress, spec.exec.eval_every):
             save()
-            if ranks.is_main:
-                evaluate()
+            evaluate()
             progress.evaluated = progress.step
             trainer.model.train()
             saved = time.monotonic()

@@ -69,7 +69,8 @@ def _too_few_values(spec: Spec, facts: NormFacts, num_train: int | None) -> str 
     if num_train and batch.tail == "keep" and spec.steps > num_train // batch.size:
         tail = num_train % batch.size
     if not norm.batch_independent and tail % usual:
-        fewest = tail % (batch.ghost or batch.micro) or batch.micro
+        together = usual if batch.stat == "sync" else batch.ghost or batch.micro
+        fewest = tail % together or batch.micro
     if (seen := facts.min_values * fewest) >= norm.min_values:
         return None
     sees = f"{spec.norm.layer} sees {seen} value per channel at {facts.smallest_site}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from pathlib import Path
 from harness.board import Board
 from harness.errors import NormbenchError
 from harness.launch import POLL_S, Forward, Outcome, Running
+from harness.placement import Placement, usable_cores, visible_gpus
 from harness.plan import PlannedRun
 from harness.registry import task_info
 
@@ -37,17 +37,13 @@ class Sitting:
 
 
 def default_jobs(cells: Sequence[PlannedRun]) -> int:
-    """Return how many runs to make at a time: one a GPU machine, else as many as cores allow."""
-    try:
-        import torch
-
-        if torch.cuda.is_available():
-            return 1
-    except ImportError:
-        pass
-    cores = os.cpu_count() or 1
-    widest = max((cell.spec.exec.threads or cores for cell in cells), default=1)
-    return max(1, cores // widest)
+    """Return how many runs to make at a time: one for each GPU they need, else as cores allow."""
+    widest = max((cell.spec.devices for cell in cells), default=1)
+    if any(cell.spec.exec.device != "cpu" for cell in cells) and (gpus := visible_gpus()):
+        return max(1, len(gpus) // widest)
+    cores = usable_cores()
+    most = max(((c.spec.exec.threads or cores) * c.spec.devices for c in cells), default=1)
+    return max(1, cores // most)
 
 
 def prepare_data(
@@ -77,7 +73,12 @@ def prepare_data(
 
 
 def run_all(
-    cells: Sequence[PlannedRun], roots: Mapping[str, Path], jobs: int, board: Board
+    cells: Sequence[PlannedRun],
+    roots: Mapping[str, Path],
+    jobs: int,
+    board: Board,
+    *,
+    needs: Mapping[str, float] | None = None,
 ) -> Sitting:
     """Make every run, at most ``jobs`` at a time, in their order.
 
@@ -90,16 +91,22 @@ def run_all(
         roots: folder of the data, by run id.
         jobs: runs at a time.
         board: shows what happens.
+        needs: MiB of GPU memory by run id, as far as known, where several runs share a GPU.
     """
     queue = _Queue(cells, board)
     running: list[Running] = []
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    on_gpus = any(cell.spec.exec.device != "cpu" for cell in cells)
+    placement = Placement(visible_gpus() if on_gpus else [], jobs, needs or {})
     sitting = Sitting()
     with Forward(lambda: tuple(running), board.say) as forward:
         while running or (queue and forward.received is None):
             while len(running) < jobs and forward.received is None and (cell := queue.take()):
-                shared = None if cell.spec.exec.threads else threads
-                running.append(Running(cell, roots[cell.run.id], shared))
+                gpus = placement.take(cell)
+                if gpus is None:
+                    queue.put_back(cell)
+                    break
+                shared = None if cell.spec.exec.threads else placement.threads
+                running.append(Running(cell, roots[cell.run.id], shared, gpus=gpus or None))
                 board.started(cell)
             for one in tuple(running):
                 over = one.ended  # asked first: what comes after it is the last news
@@ -107,6 +114,7 @@ def run_all(
                     board.row(one.cell, row)
                 if over:
                     running.remove(one)
+                    placement.give_back(one.cell)
                     outcome = one.outcome(forward.received)
                     if outcome.elsewhere:
                         queue.put_off(one.cell)
@@ -149,6 +157,10 @@ class _Queue:
                 case _:
                     return cell
         return None
+
+    def put_back(self, cell: PlannedRun) -> None:
+        """Let a run that was taken be the next one again."""
+        self._waiting.appendleft(cell)
 
     def put_off(self, cell: PlannedRun) -> None:
         """Leave a run to the other process that makes it, for now."""

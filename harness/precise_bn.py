@@ -10,14 +10,15 @@ in BatchNorm" (2021), arXiv 2105.07576, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.feed import Steps, feed
+from harness.feed import Chunk, Steps, feed
 from harness.norm.layers import widened
+from harness.norm.synchronized import standing_in
 from harness.rng import drawing
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ class _Moments:
 
     def __init__(self, num_features: int, device: torch.device) -> None:
         self.sums = torch.zeros(2 * num_features + 1, dtype=torch.float64, device=device)
+        self.counting = True
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not self.counting:
+            return
         x = widened(inputs[0].detach())  # (B, C, *space)
         dims = (0, *range(2, x.dim()))
         first = x.sum(dims, dtype=torch.float64)
@@ -88,8 +92,10 @@ def estimate(trainer: Trainer, progress: Callable[[str, int, int], None]) -> int
     try:
         for step, window in enumerate(feed(steps, spec.steps), start=spec.steps):
             for chunk in window:
-                images += len(chunk.samples)
-                _forward(trainer, chunk.batch, step, chunk.samples)
+                images += len(chunk.samples) if chunk.counts else 0
+                for one in moments.values():
+                    one.counting = chunk.counts
+                _forward(trainer, chunk, step)
             progress("estimating bn", step + 1 - spec.steps, num_steps)
     finally:
         for hook in hooks:
@@ -109,9 +115,10 @@ def _tracking(trainer: Trainer) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def _forward(trainer: Trainer, batch: Any, step: int, samples: list[int]) -> None:
-    with drawing(trainer.spec.seed, step, samples), trainer.autocast():
-        trainer.task.loss(trainer.model, trainer.task.to_device(batch, trainer.device))
+def _forward(trainer: Trainer, chunk: Chunk, step: int) -> None:
+    absent = standing_in(not chunk.counts)
+    with drawing(trainer.spec.seed, step, chunk.samples), trainer.autocast(), absent:
+        trainer.task.loss(trainer.model, trainer.task.to_device(chunk.batch, trainer.device))
 
 
 def _sum_over(ranks: Ranks, tensors: list[Tensor]) -> None:

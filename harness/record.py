@@ -108,22 +108,34 @@ def previous_checkpoint(path: Path) -> Path:
 State = Literal["done", "running", "resumable", "failed", "todo", "impossible"]
 
 
+class _File:
+    """A file of a run; named when asked for, since plans have thousands of runs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunDir, owner: type[RunDir]) -> Path:
+        return run.path / self.name
+
+
 class RunDir:
     """The directory of one run under ``results/runs``."""
+
+    spec = _File("spec.yaml")
+    environment = _File("environment.json")
+    audit = _File("audit.csv")
+    metrics = _File("metrics.jsonl")
+    checkpoint = _File("checkpoint.pt")
+    log = _File("log.txt")
+    record = _File("record.json")
+    failure = _File("failure.json")
+    crash = _File("crash.json")
+    job = _File("job.json")
 
     def __init__(self, results: Path, run_id: str) -> None:
         """Name the directory; nothing is created."""
         self.id = run_id
         self.path = results / "runs" / run_id
-        self.spec = self.path / "spec.yaml"
-        self.environment = self.path / "environment.json"
-        self.audit = self.path / "audit.csv"
-        self.metrics = self.path / "metrics.jsonl"
-        self.checkpoint = self.path / "checkpoint.pt"
-        self.log = self.path / "log.txt"
-        self.record = self.path / "record.json"
-        self.failure = self.path / "failure.json"
-        self.crash = self.path / "crash.json"
 
     def lock(self) -> BaseFileLock:
         """Return the lock that the owner of a running run holds (freed when he dies)."""

@@ -28,6 +28,7 @@ def task_names() -> dict[str, str]:
     return TASKS | _foreign_tasks()
 
 
+@cache
 def load(reference: str) -> object:
     """Import ``module:object``."""
     module, _, name = reference.partition(":")

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from harness.board import board
 from harness.errors import NormbenchError, UsageError
 from harness.estimate import Estimate, calibrate, from_records
 from harness.identity import cell_id
+from harness.jobs import hand_over
+from harness.launchers import split_options
 from harness.paths import require_writable
+from harness.placement import visible_gpus
 from harness.plan import PlannedRun, count_states
 from harness.pool import default_jobs, prepare_data, run_all
 from harness.progress import clock
@@ -42,6 +46,19 @@ def _runs(shown: Sequence[Cell]) -> dict[str, PlannedRun]:
 
 def _key(cell: Cell) -> str:
     return f"{cell.id} {cell.seed}"
+
+
+def to_make(
+    names: Sequence[str], words: Sequence[str], results: Path, *, every: bool, path: Path | None
+) -> list[PlannedRun]:
+    """Return the runs that tables need and that are not done.
+
+    Raises:
+        UsageError: if a table or word is wrong.
+    """
+    tables, pairs = choose(names, words, every=every, path=path)
+    runs = _runs(needed(tables, pairs, results)).values()
+    return [run for run in runs if run.state not in ("done", "impossible")]
 
 
 def plan_tables(
@@ -86,7 +103,37 @@ def plan_tables(
             escape(run.reason),
         )
     console.print(table)
+    console.print(_costs(shown, known))
     _say(console, _total(todo, known, jobs or default_jobs(todo)))
+
+
+def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
+    """Return one row a table: its runs, and the device-hours that all of them and the rest take."""
+    columns = ("table", "runs", "to make", "device-hours", "of them left")
+    table = new_table("", *columns, numbers=columns[1:])
+    table.caption = (
+        "of one device each, as calibrated or as past runs took; ? where a kind of run is of "
+        "unknown length; a run that two tables show is in both"
+    )
+    by_table: dict[str, dict[str, PlannedRun]] = {}
+    for cell in shown:
+        by_table.setdefault(cell.table, {})[_key(cell)] = cell.planned
+    for name, runs in by_table.items():
+        every = [run for run in runs.values() if run.state != "impossible"]
+        left = [run for run in every if run.state != "done"]
+        hours = (_device_hours(part, known) for part in (every, left))
+        table.add_row(name, str(len(runs)), str(len(left)), *hours)
+    return table
+
+
+def _device_hours(runs: Sequence[PlannedRun], known: Mapping[str, Estimate]) -> str:
+    total = 0.0
+    for run in runs:
+        guess = known.get(cell_id(run.spec))
+        if guess is None:
+            return "?"
+        total += guess.seconds * run.spec.devices / 3600
+    return f"{total:.2f}"
 
 
 def _total(todo: Sequence[PlannedRun], known: Mapping[str, Estimate], jobs: int) -> str:
@@ -117,8 +164,12 @@ def reproduce(
     every: bool,
     jobs: int | None,
     path: Path | None,
+    launcher: str | None = None,
 ) -> None:
     """Make every run that the tables need and that is not done, then build the tables.
+
+    With a launcher: hand the runs over to it and return; the same command builds the tables once
+    they are there.
 
     Raises:
         UsageError: if a table or word is wrong.
@@ -127,16 +178,21 @@ def reproduce(
     """
     from harness.report.command import report
 
+    options, words = split_options(launcher, words) if launcher else ({}, words)
     tables, pairs = choose(names, words, every=every, path=path)
     runs = list(_runs(needed(tables, pairs, results)).values())
     require_writable(results)
     todo = [run for run in runs if run.state not in ("done", "impossible")]
+    if launcher and todo:
+        hand_over(todo, launcher, options, jobs, results, lambda text: _say(console, text))
+        return
     done = sum(run.state == "done" for run in runs)
     jobs = jobs or default_jobs(todo)
     _say(console, f"{len(runs)} runs, {done} done, {len(todo)} to make, {jobs} at a time")
     with board(len(todo), jobs, console) as show:
         roots, problems = prepare_data(todo, _stages(show.say))
-        sitting = run_all([run for run in todo if run.run.id in roots], roots, jobs, show)
+        ready = [run for run in todo if run.run.id in roots]
+        sitting = run_all(ready, roots, jobs, show, needs=_memory(ready, results))
     failed = sitting.failed | {run: outcome.message for run, outcome in problems.items()}
     if sitting.stopped:
         error = NormbenchError("stopped: the same command goes on")
@@ -154,6 +210,15 @@ def reproduce(
         raise error
     if not complete:
         raise NormbenchError("a table is incomplete: see its notes")
+
+
+def _memory(cells: Sequence[PlannedRun], results: Path) -> dict[str, float]:
+    """Return the memory that finished runs of the same kinds took, by run id."""
+    if not visible_gpus():
+        return {}
+    known = from_records(results)
+    guesses = {cell.run.id: known.get(cell_id(cell.spec)) for cell in cells}
+    return {run: guess.mem_mib for run, guess in guesses.items() if guess}
 
 
 def _stages(say: Callable[[str], None]) -> Callable[[str, int, int], None]:

@@ -70,6 +70,16 @@ def recipe(task: str, preset: str) -> dict[str, Any]:
     Raises:
         UsageError: if there is no such preset.
     """
+    files: list[tuple[Path, int]] = []
+    following: str | None = preset
+    while following:
+        path = _recipe_file(task, following)
+        files.insert(0, (path, path.stat().st_mtime_ns))
+        following = _read_yaml(*files[0]).get("extends")
+    return dict(_laid_on_each_other(task, tuple(files)))
+
+
+def _recipe_file(task: str, preset: str) -> Path:
     path = configs_dir() / task / f"{preset}.yaml"
     if not re.fullmatch(r"[\w-]+", preset) or not path.is_file():
         known = presets(task)
@@ -77,9 +87,17 @@ def recipe(task: str, preset: str) -> dict[str, Any]:
             f"unknown preset {preset!r} of {task}.{did_you_mean(preset, known)} "
             f"Presets: {', '.join(known)}"
         )
-    content = dict(_read_yaml(path, path.stat().st_mtime_ns))
-    parent = content.pop("extends", None)
-    return _merge(spec_class(task), recipe(task, parent) if parent else {}, content)
+    return path
+
+
+@lru_cache(maxsize=64)
+def _laid_on_each_other(task: str, files: tuple[tuple[Path, int], ...]) -> dict[str, Any]:
+    """Merge recipes, each over those before it; nobody may change what comes out."""
+    content: dict[str, Any] = {}
+    for path, changed in files:
+        own = {k: v for k, v in _read_yaml(path, changed).items() if k != "extends"}
+        content = _merge(spec_class(task), content, own)
+    return content
 
 
 def _merge(section: type[Section], base: Mapping[str, Any], over: Any) -> dict[str, Any]:
@@ -156,9 +174,16 @@ def _value(key: str, text: str) -> Any:
     if key in _NEVER_SWEPT:
         return text if text not in ("", "null") else None
     try:
-        return yaml.safe_load(text)
+        value = _scalar(text)
+        return yaml.safe_load(text) if isinstance(value, list | dict) else value
     except yaml.YAMLError:
         raise UsageError(f"{key}={text}: the value is not valid YAML") from None
+
+
+@lru_cache(maxsize=4096)
+def _scalar(text: str) -> Any:
+    """Read a value once for the thousands of runs of a sweep that have it."""
+    return yaml.safe_load(text)
 
 
 def build(task: str, pairs: Sequence[tuple[str, str]]) -> Spec:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from harness.schema import DataSection, LossSection, ModelSection, Spec
+from harness.share import ALONE, Share
 
 if TYPE_CHECKING:
     import torch
@@ -203,6 +204,16 @@ class Task(Protocol):
         """Return each loss as (sum, count); the loop divides by the whole window's count."""
         ...
 
-    def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
-        """Measure the official metrics on the evaluation split."""
+    def evaluate(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        progress: Progress,
+        share: Share = ALONE,
+    ) -> list[Metric]:
+        """Measure the official metrics on the evaluation split.
+
+        ``share`` says which items this process looks at, and gathers what all of them found; every
+        process returns the metrics of all items.
+        """
         ...

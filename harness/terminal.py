@@ -33,6 +33,14 @@ def plan_table(cells: Sequence[PlannedRun]) -> Table:
     return table
 
 
+def plan_lines(cells: Sequence[PlannedRun]) -> str:
+    """Return a plan as plain lines, for thousands of runs: a table takes rich as long as them."""
+    counts = ", ".join(f"{n} {state_text(s)}" for s, n in count_states(cells).items())
+    width = max(len(cell.run.id) for cell in cells)
+    lines = [f"{c.run.id:{width}}  {state_text(c.state):9}  {c.reason}".rstrip() for c in cells]
+    return "\n".join([f"{len(cells)} runs: {counts}", *lines])
+
+
 def state_text(state: State, *, colour: bool = False) -> str:
     """Return a state as users see it, with rich's markup if ``colour``."""
     word = "n/a" if state == "impossible" else state

@@ -26,7 +26,7 @@ from harness.checkpoint import Progress
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
 from harness.environment import differences, environment, read_environment
-from harness.errors import Diverged, EnvironmentProblem, Interrupted, NormbenchError, UsageError
+from harness.errors import Diverged, Interrupted, NormbenchError, UsageError
 from harness.evaluation import best_of, evaluate
 from harness.faults import explain, memory_explained
 from harness.identity import cell_id, science, stat_batch
@@ -36,6 +36,7 @@ from harness.loop import Trainer, peak_memory_mib, train
 from harness.norm.audit import NormAudit, refresh_trainable, remark
 from harness.norm.catalogue import NORMS
 from harness.norm.surgery import apply_norm
+from harness.norm.synchronized import synchronize
 from harness.paths import write_atomic
 from harness.record import MetricRow, NormCounts, Record, RunDir, write_record
 from harness.registry import task_class, task_info
@@ -78,6 +79,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
     """
     device = choose_device(spec.exec.device, int(os.environ.get("LOCAL_RANK", "0")), spec.devices)
     ranks = Ranks(device)
+    if ranks.world != spec.devices:
+        raise UsageError(f"devices={spec.devices}, but {ranks.world} processes were started")
     content, remarks = checkpoint.load(run.checkpoint, run.id)
     kept = Progress(**content["progress"]) if content else None
     chunk = _chunk(spec, kept, remarks)
@@ -109,8 +112,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
             train(trainer, run, stop, journal, lambda: evaluate(trainer, journal, stop))
             if spec.bn_eval == "precise":
                 journal.remark(_re_estimate(trainer, journal, stop))
+            rows = evaluate(trainer, journal, stop)
             if ranks.is_main:
-                rows = evaluate(trainer, journal, stop)
                 write_record(run, _record(spec, run, audit, rows, trainer, where))
     ranks.close()
 
@@ -119,12 +122,15 @@ def _chunk(spec: Spec, kept: Progress | None, remarks: list[str]) -> int:
     """Return the images of one forward: those of the first sitting, unless others are asked for.
 
     Float sums depend on it; but if a forward did not fit the memory, it must be possible to go on.
+    On another number of devices the one of then may not mean the same statistics.
     """
     chunk = resolve_chunk(spec, task_info(spec.task))
     if kept is None or chunk == kept.chunk:
         return chunk
     if spec.exec.chunk == "auto":
-        return kept.chunk
+        as_before = spec.exec.model_copy(update={"chunk": kept.chunk})
+        with suppress(UsageError):
+            return resolve_chunk(spec.model_copy(update={"exec": as_before}), task_info(spec.task))
     remarks.append(f"{chunk} images a forward instead of {kept.chunk}: equal up to rounding")
     return chunk
 
@@ -164,9 +170,7 @@ def _placed(model: nn.Module, spec: Spec, device: torch.device) -> nn.Module:
     if spec.precision == "fp64":
         model = model.double()
     if spec.batch.stat == "sync" and spec.devices > 1:
-        if device.type != "cuda":
-            raise EnvironmentProblem("batch.stat=sync over several devices needs GPUs")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        synchronize(model)
     return model.to(device)
 
 

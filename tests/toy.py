@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from harness.schema import DataSection, LossSection, ModelSection
+from harness.share import ALONE
 from harness.task import DataReport, Metric, NormFacts
 
 IGNORE = 255
@@ -140,12 +141,16 @@ class Toy:
         total = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
         return {"loss_ce": (total, float((labels != IGNORE).sum()))}
 
-    def evaluate(self, model, device, progress) -> list[Metric]:
+    def evaluate(self, model, device, progress, share=ALONE) -> list[Metric]:
         data = self.train_data()
+        own = list(share.of(len(data)))
         dtype = next(model.parameters()).dtype
         with torch.no_grad():
-            found = model(data.images.to(dtype)).argmax(1)
-        valid = data.labels != IGNORE
-        value = 100 * float((found == data.labels)[valid].double().mean())
+            found = model(data.images[own].to(dtype)).argmax(1)
+        labels = data.labels[own]
+        valid = labels != IGNORE
+        counts = share.gather((int((found == labels)[valid].sum()), int(valid.sum())))
+        right, total = (sum(column) for column in zip(*counts, strict=True))
+        value = 100 * right / total
         progress("evaluating", len(data), len(data))
         return [Metric("pixel_acc", value, "%", len(data), "train", "valid pixels")]

@@ -168,7 +168,7 @@ OWN_NORMS = (
         scale_invariant=True,
         uses_batch_norm=True,
         short_for="sync",
-        constraints="short for norm=bn batch.stat=sync; several devices must be GPUs",
+        constraints="short for norm=bn batch.stat=sync; converted by hand it is torch's, for GPUs",
     ),
     NormInfo(
         "ghost_bn",

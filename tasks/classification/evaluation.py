@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from harness.feed import ahead
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.classification.imagefolder import VAL
 from tasks.classification.images import FolderImages, normalise
@@ -40,9 +42,9 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(pixels), torch.tensor(labels)
 
 
-def _batches(images: FolderImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(images: FolderImages, workers: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
     batches = _Batches(images)
-    return ahead(batches, range(len(batches)), workers)
+    return ahead(batches, share.of(len(batches)), workers)
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> dict[int, int]:
@@ -68,23 +70,26 @@ def evaluate(
     progress: Progress,
     *,
     workers: int = 0,
+    share: Share = ALONE,
 ) -> list[Metric]:
     """Measure the accuracy of ``model`` over all of ``images``."""
     model.eval()
     dtype = next(model.parameters()).dtype
-    hits: dict[int, int] = {}
+    hits: Counter[int] = Counter()
     done = 0
     with torch.no_grad():
-        for pixels, labels in _batches(images, workers):
+        for pixels, labels in _batches(images, workers, share):
             batch = normalise(pixels.to(device), images.data.mean, images.data.std, dtype)
-            found = count_hits(logits_of(model, batch), labels.to(device))
-            hits = {k: hits.get(k, 0) + number for k, number in found.items()}
-            done += len(labels)
-            progress("evaluate", done, len(images))
-    return metrics(hits, len(images), images.data)
+            hits.update(count_hits(logits_of(model, batch), labels.to(device)))
+            done += len(labels) * share.world
+            progress("evaluate", min(done, len(images)), len(images))
+    every: Counter[int] = Counter()
+    for part in share.gather(hits):
+        every.update(part)
+    return metrics(every, len(images), images.data)
 
 
-def metrics(hits: dict[int, int], num: int, data: ClassificationData) -> list[Metric]:
+def metrics(hits: Mapping[int, int], num: int, data: ClassificationData) -> list[Metric]:
     """Turn hits among ``num`` samples into accuracies in %, each with its binomial error."""
     protocol = f"shorter side {data.resize or data.size} px, one centre crop of {data.size} px"
     if max(_TOPS) not in hits:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.errors import DataError
 from harness.schema import Spec
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.classification import evaluation
 from tasks.classification.embedded import NUM_CLASSES
@@ -84,7 +85,9 @@ class ClassificationTask:
         total = nn.functional.cross_entropy(logits, labels, reduction="sum")
         return {"loss_ce": (total, float(len(labels)))}
 
-    def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, progress: Progress, share: Share = ALONE
+    ) -> list[Metric]:
         """Measure top-1 and top-5 accuracy on ``val``."""
         workers = self.spec.exec.workers
-        return evaluation.evaluate(model, self._val, device, progress, workers=workers)
+        return evaluation.evaluate(model, self._val, device, progress, workers=workers, share=share)

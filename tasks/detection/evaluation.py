@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.detection import coco, maskrcnn_benchmark
 from tasks.detection.d2 import Instances, instances_to_coco_json
@@ -27,7 +28,11 @@ def ground_truth(annotations: coco.Annotations) -> COCO:
 
 
 def predict(
-    model: nn.Module, images: CocoImages, category_ids: Sequence[int], progress: Progress
+    model: nn.Module,
+    images: CocoImages,
+    category_ids: Sequence[int],
+    progress: Progress,
+    share: Share = ALONE,
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the model's detections in COCO's result format, image by image.
 
@@ -36,14 +41,24 @@ def predict(
         images: what to look at.
         category_ids: the data's id of each of the model's classes.
         progress: told of every image.
+        share: which of the images.
     """
-    for index in range(len(images)):
+    for index in share.of(len(images)):
         sample = images.evaluation_sample(index)
         with torch.no_grad():
             instances = _detect(model, sample, pixels=images.pixels).to("cpu")
         for result in instances_to_coco_json(instances, sample["image_id"]):
             yield result | {"category_id": category_ids[result["category_id"]]}
         progress("evaluate", index + 1, len(images))
+
+
+def in_order(
+    parts: Sequence[Sequence[dict[str, Any]]], image_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Join the results of all processes in the order of the images, as one would find them."""
+    place = {image: number for number, image in enumerate(image_ids)}
+    found = [result for part in parts for result in part]
+    return sorted(found, key=lambda result: place[result["image_id"]])
 
 
 def _detect(model: nn.Module, sample: Sample, *, pixels: bool) -> Instances:

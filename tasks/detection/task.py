@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.errors import DataError
 from harness.schema import Spec
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.detection import coco, evaluation
 from tasks.detection.architectures import architecture
@@ -104,10 +105,14 @@ class DetectionTask:
             means = model(batch)
         return {name: (mean * len(batch), float(len(batch))) for name, mean in means.items()}
 
-    def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, progress: Progress, share: Share = ALONE
+    ) -> list[Metric]:
         """Measure box and, where there are masks, mask AP on all of ``val2017``."""
         model.eval()
-        results = list(evaluation.predict(model, self._val_images, self.category_ids, progress))
+        images, ids = self._val_images, self.category_ids
+        own = list(evaluation.predict(model, images, ids, progress, share))
+        results = evaluation.in_order(share.gather(own), [one["id"] for one in self._val.images])
         return evaluation.score(evaluation.ground_truth(self._val), results, masks=self.masks)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.pointcloud.augment import about_y
 from tasks.pointcloud.clouds import Clouds
@@ -19,9 +21,14 @@ _BATCH = 32
 
 
 def predict(
-    model: nn.Module, clouds: Clouds, votes: int, device: torch.device, progress: Progress
-) -> NDArray[np.int64]:
-    """Return the predicted label of every cloud, (M,).
+    model: nn.Module,
+    clouds: Clouds,
+    votes: int,
+    device: torch.device,
+    progress: Progress,
+    share: Share = ALONE,
+) -> dict[int, NDArray[np.int64]]:
+    """Return the predicted labels of each batch of a share of the clouds, by its first cloud.
 
     Args:
         model: in evaluation mode.
@@ -29,19 +36,27 @@ def predict(
         votes: views of each cloud, turned about y by ``2 pi v / votes``, whose logits are summed.
         device: where the model is.
         progress: told of every batch.
+        share: which of the batches.
     """
     dtype = next(model.parameters()).dtype
-    found = []
-    for start in range(0, len(clouds), _BATCH):
+    found: dict[int, NDArray[np.int64]] = {}
+    starts = range(0, len(clouds), _BATCH)
+    for start in (starts[number] for number in share.of(len(starts))):
         points = clouds.points[start : start + _BATCH]
         with torch.no_grad():
             logits: list[Tensor] = [
                 model(torch.from_numpy(_turned(points, vote / votes)).to(device, dtype))
                 for vote in range(votes)
             ]
-        found.append(torch.stack(logits).sum(0).argmax(1).cpu().numpy())
+        found[start] = torch.stack(logits).sum(0).argmax(1).cpu().numpy()
         progress("evaluate", min(start + _BATCH, len(clouds)), len(clouds))
-    return np.concatenate(found)
+    return found
+
+
+def in_order(parts: Sequence[Mapping[int, NDArray[np.int64]]]) -> NDArray[np.int64]:
+    """Return the predicted label of every cloud, (M,), from the shares of all processes."""
+    found = {start: labels for part in parts for start, labels in part.items()}
+    return np.concatenate([found[start] for start in sorted(found)])
 
 
 def _turned(points: NDArray[np.float32], share: float) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.schema import Spec
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.pointcloud import clouds, embedded, evaluation, modelnet
 from tasks.pointcloud.augment import augment
@@ -122,8 +123,11 @@ class PointcloudTask:
         share, num = self.options.smoothing, self.num_classes
         return share * num / (num - 1) if self.options.smooth_over == "others" else share
 
-    def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, progress: Progress, share: Share = ALONE
+    ) -> list[Metric]:
         """Measure both accuracies over every test cloud."""
         model.eval()
-        found = evaluation.predict(model, self._test, self.data.votes, device, progress)
+        own = evaluation.predict(model, self._test, self.data.votes, device, progress, share)
+        found = evaluation.in_order(share.gather(own))
         return evaluation.score(found, self._test, self.data.votes)

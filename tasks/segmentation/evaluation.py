@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.segmentation.dataset import VocImages
 from tasks.segmentation.voc import IGNORE, palette
@@ -32,9 +33,14 @@ def confusion(truth: NDArray[np.uint8], found: NDArray[np.uint8], num_classes: i
 
 
 def predict(
-    model: nn.Module, images: VocImages, device: torch.device, progress: Progress, out: Path | None
+    model: nn.Module,
+    images: VocImages,
+    device: torch.device,
+    progress: Progress,
+    out: Path | None,
+    share: Share = ALONE,
 ) -> Counts:
-    """Return the confusion matrix of a model over ``images``, one at a time.
+    """Return the confusion matrix of a model over a share of ``images``, one at a time.
 
     Args:
         model: in evaluation mode.
@@ -42,12 +48,14 @@ def predict(
         device: where the model is.
         progress: told of every image.
         out: folder for the predicted masks, created; None keeps none.
+        share: which of the images.
     """
     counts = np.zeros((images.num_classes, images.num_classes), dtype=np.int64)
     dtype = next(model.parameters()).dtype
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for index, pair in enumerate(images.pairs):
+    for index in share.of(len(images)):
+        pair = images.pairs[index]
         image, truth = images.evaluation_sample(index)
         with torch.no_grad():
             logits = model(image[None].to(device, dtype))

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.schema import Spec
+from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.segmentation import evaluation, scenes, voc
 from tasks.segmentation.dataset import Sample, VocImages
@@ -88,9 +90,12 @@ class SegmentationTask:
         total = F.cross_entropy(logits, masks.long(), ignore_index=voc.IGNORE, reduction="sum")
         return {"loss_ce": (total, float((masks != voc.IGNORE).sum()))}
 
-    def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, progress: Progress, share: Share = ALONE
+    ) -> list[Metric]:
         """Measure mIoU on ``val``; keep the predicted masks if asked to."""
         model.eval()
         folder = self.out / "predictions" if self.out and self.data.save_predictions else None
-        counts = evaluation.predict(model, self._val_images, device, progress, folder)
-        return evaluation.score(counts, len(self._val_images))
+        counts = evaluation.predict(model, self._val_images, device, progress, folder, share)
+        every = np.stack(share.gather(counts)).sum(0)
+        return evaluation.score(every, len(self._val_images))

@@ -1,0 +1,151 @@
+"""Runs that are handed over: to a process left behind, with their GPUs, as a plain script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import launchers, placement
+from harness.errors import UsageError
+from harness.identity import run_id
+from harness.jobscript import slurm_script
+from harness.launch import Rendezvous, command
+from harness.placement import Gpu, Placement, visible_gpus
+from harness.plan import PlannedRun
+from harness.record import RunDir, read_record
+from harness.slurm import OPTIONS, Slurm, minutes
+from harness.spec import build, parse_words
+from tests.handed import Site
+from tests.toycli import alive, wait_until
+
+
+def cell(results: Path, *words: str) -> PlannedRun:
+    spec = build("toy", parse_words(words))
+    return PlannedRun(spec, RunDir(results, run_id(spec)), "todo")
+
+
+@pytest.mark.slow
+def test_a_process_left_behind_makes_the_runs(tmp_path):
+    """Its shell is gone; cancelled in the middle, it saves; `retry` goes on from there."""
+    site = Site(tmp_path)
+    assert "1 runs handed to local" in site.normbench(
+        "reproduce", "cancelled", "--launcher", "local"
+    )
+    run = site.run("bn-mb2-s1")
+    site.wait_for_step(run)
+    assert "running" in site.normbench("status")
+    job = launchers.read_job(run)
+    assert job is not None
+    assert job.launcher == "local"
+    pid = int(job.job.rpartition(":")[2])
+    assert "1 runs told to stop" in site.normbench("cancel", run.id)
+    wait_until(lambda: not alive([pid]))
+    assert run.state() == "resumable"
+    site.slow.unlink()
+    site.normbench("retry", run.id)
+    assert read_record(run.record).num_resumed == 1
+
+
+def test_options_are_told_from_words(tmp_path):
+    options, rest = launchers.split_options("slurm", ["partition=gpu", "seed=0", "one", "time=2"])
+    assert options == {"partition": "gpu", "time": "2"}
+    assert rest == ["seed=0", "one"]
+    with pytest.raises(UsageError, match="unknown launcher 'slum'"):
+        launchers.launcher_class("slum")
+    with pytest.raises(UsageError, match="gpus_per_run=two: a whole number"):
+        Slurm(tmp_path, {"gpus_per_run": "two"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1:30", 2), ("02:00:00", 120), ("1-12", 2160), ("2-00:30:00", 2910)],
+)
+def test_time_limits_are_read_as_slurm_writes_them(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "1:2:3:4", "-5"])
+def test_no_time_limit_is_guessed(text):
+    with pytest.raises(UsageError, match="give minutes"):
+        minutes(text)
+
+
+def test_slurm_is_asked_for_what_a_run_needs(toy, tmp_path):
+    words = {"gpus_per_run": "4", "nodes": "2", "time": "1:00:00", "partition": "a", "qos": "low"}
+    two = cell(tmp_path, "devices=2", "batch.micro=1", "exec.threads=3")
+    asked = Slurm(tmp_path, words).parameters(two, 7)
+    assert (asked["gpus_per_node"], asked["nodes"], asked["cpus_per_task"]) == (2, 2, 3)
+    assert (asked["timeout_min"], asked["slurm_array_parallelism"]) == (60, 7)
+    assert (asked["slurm_partition"], asked["slurm_qos"]) == ("a", "low")
+    with pytest.raises(UsageError, match="devices=1 cannot be divided over nodes=2"):
+        Slurm(tmp_path, words).parameters(cell(tmp_path), 1)
+    assert "partition" in OPTIONS
+
+
+def test_the_script_names_every_run_and_is_requeued(toy, tmp_path):
+    cells = [cell(tmp_path, f"seed={seed}") for seed in range(3)]
+    text = slurm_script(cells, {"time": "30", "partition": "a b"}, 2, tmp_path)
+    assert "#SBATCH --array=0-2%2\n#SBATCH --time=30\n" in text
+    assert "#SBATCH --requeue" in text
+    assert all(str(one.run.path) in text and one.run.spec.is_file() for one in cells)
+
+
+def test_nodes_meet_where_they_are_told(toy, tmp_path):
+    run = cell(tmp_path, "devices=4", "batch.micro=1", "batch.size=8")
+    words = command(run.run, run.spec, tmp_path, Rendezvous(2, "first:29500", "7"))
+    assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert words[3:8] == [
+        "--nnodes=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=first:29500",
+        "--rdzv-id=7",
+        "--nproc-per-node=2",
+    ]
+
+
+def test_each_run_gets_the_emptiest_gpus(toy, tmp_path):
+    gpus = [Gpu("0", 1000), Gpu("1", 1000)]
+    runs = [cell(tmp_path, f"seed={seed}") for seed in range(5)]
+    place = Placement(gpus, 4, {})
+    assert [place.take(run) for run in runs] == [["0"], ["1"], ["0"], ["1"], None]
+    place.give_back(runs[1])
+    assert place.take(runs[4]) == ["1"]
+
+
+def test_runs_share_a_gpu_only_as_far_as_its_memory_goes(toy, tmp_path):
+    runs = [cell(tmp_path, f"seed={seed}") for seed in range(3)]
+    needs = {runs[0].run.id: 500.0, runs[1].run.id: 500.0, runs[2].run.id: 400.0}
+    place = Placement([Gpu("0", 1000)], 3, needs)
+    assert [place.take(run) for run in runs] == [["0"], None, ["0"]]
+
+
+def test_a_run_over_several_devices_gets_as_many(toy, tmp_path):
+    both = cell(tmp_path, "devices=2", "batch.micro=1")
+    place = Placement([Gpu("a", 10), Gpu("b", 10), Gpu("c", 10)], 1, {})
+    assert place.take(both) == ["a", "b"]
+    assert place.take(cell(tmp_path, "exec.device=cpu")) == []
+
+
+def test_gpus_are_those_that_may_be_seen(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-a, 1000'\necho '1, GPU-b, 2000'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [(gpu.name, gpu.mem_mib) for gpu in visible_gpus()] == [("0", 1000), ("1", 2000)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+    assert [gpu.name for gpu in visible_gpus()] == ["1"]
+    tool.unlink()
+    assert visible_gpus() == []
+
+
+def test_threads_are_divided_among_runs_and_their_processes(toy, tmp_path, monkeypatch):
+    from harness.launch import _environment
+
+    monkeypatch.setattr(placement, "usable_cores", lambda: 8)
+    assert Placement([], 2, {}).threads == 4
+    two = cell(tmp_path, "devices=2", "batch.micro=1")
+    assert _environment(two.spec, 4, None)["OMP_NUM_THREADS"] == "2"
+    assert _environment(two.spec, 4, ["1", "3"])["CUDA_VISIBLE_DEVICES"] == "1,3"
