@@ -124,6 +124,7 @@ class RunDir:
         self.record = self.path / "record.json"
         self.failure = self.path / "failure.json"
         self.crash = self.path / "crash.json"
+        self.samples = self.path / "samples"
 
     def lock(self) -> BaseFileLock:
         """Return the lock that the owner of a running run holds (freed when he dies)."""

@@ -40,6 +40,7 @@ from harness.paths import write_atomic
 from harness.record import MetricRow, NormCounts, Record, RunDir, write_record
 from harness.registry import task_class, task_info
 from harness.rng import derive, key_dropout
+from harness.samples import keep_samples
 from harness.schema import Spec
 from harness.spec import load_spec
 from harness.stop import StopRequest
@@ -111,7 +112,10 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
                 journal.remark(_re_estimate(trainer, journal, stop))
             if ranks.is_main:
                 rows = evaluate(trainer, journal, stop)
-                write_record(run, _record(spec, run, audit, rows, trainer, where))
+                record = _record(spec, run, audit, rows, trainer, where)
+                if problem := keep_samples(trainer.task, trainer.model, device, run):
+                    journal.remark(problem)
+                write_record(run, record)
     ranks.close()
 
 

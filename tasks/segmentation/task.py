@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.samples import Sample as Sampled
 from harness.schema import Spec
 from harness.task import Metric, Progress
-from tasks.segmentation import evaluation, scenes, voc
+from tasks.segmentation import evaluation, samples, scenes, voc
 from tasks.segmentation.dataset import Sample, VocImages
 from tasks.segmentation.info import SegmentationData, SegmentationModel
 from tasks.segmentation.model import BACKBONE, BARE, DeepLabV3, build_deeplab
@@ -46,7 +47,8 @@ class SegmentationTask:
             self.num_classes = len(scenes.CLASSES if embedded else voc.CLASSES)
             return
         voc.check_layout(root, self.data.train_set)
-        self.num_classes = len(voc.class_names(root))
+        self.classes = voc.class_names(root)
+        self.num_classes = len(self.classes)
         # Both splits at once: what is wrong with the second should not show after days of training.
         lists = voc.list_files(root, self.data.train_set)
         pairs = {name: voc.read_split(root, path) for name, path in lists.items()}
@@ -94,3 +96,7 @@ class SegmentationTask:
         folder = self.out / "predictions" if self.out and self.data.save_predictions else None
         counts = evaluation.predict(model, self._val_images, device, progress, folder)
         return evaluation.score(counts, len(self._val_images))
+
+    def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:
+        """Draw images of ``val`` under the classes that the model sees in them."""
+        return samples.samples(model, self._val_images, self.classes, device, num)
