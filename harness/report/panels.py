@@ -100,7 +100,7 @@ def micro(table: BuiltTable) -> Panels:
     Args:
         table: whose columns are micro-batches, with a number at least.
     """
-    places = _micro_batches(table)
+    places = micro_batches(table)
     looks = styles(table)
 
     def draw(axes: Axes, metric: str) -> None:
@@ -123,7 +123,8 @@ def micro(table: BuiltTable) -> Panels:
     return Panels("micro", table.definition.metrics, draw, caption)
 
 
-def _micro_batches(table: BuiltTable) -> dict[str, int]:
+def micro_batches(table: BuiltTable) -> dict[str, int]:
+    """Return the micro-batch of each column of a table over them."""
     return {column.label: int(column.words[0][1]) for column in table.definition.columns}
 
 
@@ -228,7 +229,7 @@ def _first_column(table: BuiltTable) -> str:
     """Return the column that most rows have numbers in; of these the smallest micro-batch."""
     columns = [column.label for column in table.definition.columns]
     if table.definition.over_micro:
-        columns.sort(key=_micro_batches(table).__getitem__)
+        columns.sort(key=micro_batches(table).__getitem__)
     measured = Counter(cell.column for cell in table.cells if cell.summary)
     return max(columns, key=measured.__getitem__)  # max takes the first of equals
 

@@ -1,0 +1,79 @@
+"""``results/report.html``: everything that was measured on one page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from harness.paths import write_atomic
+from harness.record import Record
+from harness.report.build import BuiltTable
+from harness.report.html.audits import audits
+from harness.report.html.gallery import galleries
+from harness.report.html.provenance import data_sets, gaps, machines, run_lines, unfinished
+from harness.report.html.tables import effects, sort_key, view
+
+NAME = "report.html"
+
+
+def write_page(
+    results: Path, records: Sequence[Record], warnings: Sequence[str], built: Sequence[BuiltTable]
+) -> Path:
+    """Write the page beside the CSV files.
+
+    Args:
+        results: folder of the records.
+        records: all that could be read.
+        warnings: a line for each that could not.
+        built: tables with at least a number.
+
+    Returns:
+        Its path.
+    """
+    path = results / NAME
+    write_atomic(path, page(results, records, warnings, built))
+    return path
+
+
+def page(
+    results: Path,
+    records: Sequence[Record],
+    warnings: Sequence[str],
+    built: Sequence[BuiltTable],
+    *,
+    live: bool = False,
+) -> str:
+    """Return the page; equal records make equal pages.
+
+    Args:
+        results: folder of the records.
+        records: all that could be read.
+        warnings: a line for each that could not.
+        built: tables with at least a number.
+        live: whether it is served, and shows the progress of runs.
+    """
+    views = [view(table, results) for table in built]
+    environment = Environment(
+        loader=PackageLoader("harness.report.html"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["sort_key"] = sort_key
+    return environment.get_template("page.html").render(
+        live=live,
+        effects=list(effects(views)),
+        views=views,
+        gaps=list(gaps(built)),
+        unfinished=unfinished(results),
+        warnings=warnings,
+        audits=list(audits(records, results)),
+        galleries=list(galleries(records, results)),
+        machines=machines(records),
+        data_sets=data_sets(records),
+        runs=list(run_lines(records)),
+        newest=max((record.finished for record in records), default="")[:10],
+    )
