@@ -61,7 +61,7 @@ def galleries(records: Sequence[Record], results: Path) -> Iterator[Gallery]:
 
 
 def _gallery(task: str, records: Sequence[Record], results: Path) -> Gallery:
-    """Choose one run a norm: the smallest micro-batch, the lowest seed, the commonest data."""
+    """Choose one run a norm: the smallest micro-batch, the lowest seed, common data."""
     found = [
         (record, samples)
         for record in sorted(records, key=_preferred)
@@ -69,7 +69,10 @@ def _gallery(task: str, records: Sequence[Record], results: Path) -> Gallery:
     ]
     if not found:
         return Gallery(task, None, (), len(records))
-    data = Counter(record.fingerprint for record, _ in found).most_common(1)[0][0]
+    # The data that most norms were run on; of equals those with more runs.
+    norms = Counter(data for data, _ in {(one.fingerprint, _norm(one)) for one, _ in found})
+    runs = Counter(one.fingerprint for one, _ in found)
+    data = max(sorted(norms), key=lambda name: (norms[name], runs[name]))
     rows: dict[str, tuple[Record, list[Sample]]] = {}
     for record, samples in found:
         if record.fingerprint == data:

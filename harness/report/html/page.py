@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from harness.paths import write_atomic
 from harness.record import Record
@@ -43,7 +47,7 @@ def page(
     warnings: Sequence[str],
     built: Sequence[BuiltTable],
     *,
-    live: bool = False,
+    live: str = "",
 ) -> str:
     """Return the page; equal records make equal pages.
 
@@ -52,7 +56,7 @@ def page(
         records: all that could be read.
         warnings: a line for each that could not.
         built: tables with at least a number.
-        live: whether it is served, and shows the progress of runs.
+        live: where it is served and shows the progress of runs, what changes with the page.
     """
     views = [view(table, results) for table in built]
     environment = Environment(
@@ -63,8 +67,11 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters["sort_key"] = sort_key
+    scripts = [_script("page.js"), *([_script("live.js")] if live else [])]
     return environment.get_template("page.html").render(
         live=live,
+        scripts=scripts,
+        policy=_policy(scripts),
         effects=list(effects(views)),
         views=views,
         gaps=list(gaps(built)),
@@ -76,4 +83,18 @@ def page(
         data_sets=data_sets(records),
         runs=list(run_lines(records)),
         newest=max((record.finished for record in records), default="")[:10],
+    )
+
+
+def _script(name: str) -> Markup:
+    return Markup((resources.files(__package__) / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _policy(scripts: Sequence[Markup]) -> str:
+    """Allow the page's own scripts and nothing else, should a record ever get markup into it."""
+    digests = (b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    hashes = (f"'sha256-{digest}'" for digest in digests)
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; script-src " + " ".join(hashes)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from harness.progress import clock
 from harness.record import Record, RunDir
 from harness.report.build import BuiltTable
 
-_ELSEWHERE = ("torch", "torchvision", "detectron2", "pb1-detectron2", "numpy", "normbench")
+_PACKAGES = ("torch", "torchvision", "detectron2", "pb1-detectron2", "numpy", "normbench")
 _MOST = 200
 """Letters of a failure's reason."""
 
@@ -26,7 +27,7 @@ class Machine:
     threads: str
     python: str
     packages: str
-    commit: str
+    commits: str
     first: str
     last: str
     """Days."""
@@ -74,27 +75,33 @@ class RunLine:
 
 def machines(records: Sequence[Record]) -> list[Machine]:
     """Group runs by what they were made with, the largest group first."""
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, str, str, str], list[tuple[str, str]]] = {}
     for record in records:
-        groups.setdefault(_machine(record.environment), []).append(record.finished[:10])
-    found = [
-        Machine(len(days), *key, min(days), max(days)) for key, days in groups.items()
-    ]
-    return sorted(found, key=lambda one: (-one.num, one.commit, one.device))
+        made = _commit(record.environment), record.finished[:10]
+        groups.setdefault(_machine(record.environment), []).append(made)
+    found = []
+    for key, runs in groups.items():
+        commits = Counter(commit for commit, _ in runs).most_common()
+        named = ", ".join(f"{commit} ({num})" for commit, num in commits)
+        days = [day for _, day in runs]
+        found.append(Machine(len(runs), *key, named, min(days), max(days)))
+    return sorted(found, key=lambda one: (-one.num, one.device, one.packages))
 
 
-def _machine(where: dict[str, Any]) -> tuple[str, str, str, str, str]:
+def _machine(where: dict[str, Any]) -> tuple[str, str, str, str]:
     packages = where["packages"]
-    named = ", ".join(f"{name} {packages[name]}" for name in _ELSEWHERE if name in packages)
-    sha = where["git_sha"]
-    commit = f"{str(sha)[:10]}{' with uncommitted changes' if where['dirty'] else ''}"
+    named = ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
     return (
         str(where["cpu"] if where["device"] == "cpu" else where["device"]),
         f"{where['threads']} x {where['world']}",
         str(where.get("python", "unknown")),
         named,
-        commit if sha else "unknown",
     )
+
+
+def _commit(where: dict[str, Any]) -> str:
+    sha = where["git_sha"]
+    return f"{str(sha)[:10]}{'+' if where['dirty'] else ''}" if sha else "unknown"
 
 
 def data_sets(records: Sequence[Record]) -> list[DataSet]:
@@ -141,9 +148,7 @@ def unfinished(results: Path) -> list[Unfinished]:
         if failure and failure.step is not None and f"step {failure.step}" not in reason:
             reason += f" (at step {failure.step})"
         words = {"todo": "begun, nothing saved", "resumable": "stopped, can go on"}
-        found.append(
-            Unfinished(visible(run.id), words.get(state, state), visible(reason)[:_MOST])
-        )
+        found.append(Unfinished(visible(run.id), words.get(state, state), visible(reason)[:_MOST]))
     return found
 
 
