@@ -45,6 +45,7 @@ from harness.schema import Spec
 from harness.spec import load_spec
 from harness.stop import StopRequest
 from harness.task import Task
+from harness.trackers.guard import Trackers
 
 _PROBED_S = 2.0
 
@@ -99,7 +100,11 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
         if ranks.is_main:
             audit.to_csv(run.audit)
             write_atomic(run.environment, json.dumps(where, indent=1))
-        with Journal(run.metrics, trainer.progress.step, ranks.is_main) as journal:
+        begun = trainer.progress.step
+        with (
+            Journal(run.metrics, begun, ranks.is_main) as journal,
+            _tracked(spec, run, begun, journal, ranks.is_main),
+        ):
             on = (
                 f"on {where['device']}, {where['threads']} threads, {ranks.world} device(s); "
                 f"{chunk} images a forward"
@@ -117,6 +122,14 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
                     journal.remark(problem)
                 write_record(run, record)
     ranks.close()
+
+
+def _tracked(spec: Spec, run: RunDir, step: int, journal: Journal, is_main: bool) -> Trackers:
+    """Have the run's trackers follow its journal, in the process that writes it."""
+    names = spec.exec.trackers if is_main else ()
+    trackers = Trackers(names, spec, run, step, journal.remark)
+    journal.follow(trackers)
+    return trackers
 
 
 def _chunk(spec: Spec, kept: Progress | None, remarks: list[str]) -> int:

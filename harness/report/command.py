@@ -1,4 +1,4 @@
-"""`normbench report`: CSV files, tables, figures and the page, rebuilt from the records of all runs."""
+"""`normbench report`: CSV files, tables, figures and the page, rebuilt from all runs' records."""
 
 from __future__ import annotations
 

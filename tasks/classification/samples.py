@@ -35,7 +35,7 @@ def samples(
         Sample(
             name=images.path(index).name,
             truth=classes[label],
-            found=f"{classes[best]} ({100 * share:.0f} %)",
+            found=f"{classes[best]} ({100 * share:.0f}\N{NO-BREAK SPACE}%)",
             right=best == label,
             truth_picture=tile(read_rgb(images.path(index))),
         )

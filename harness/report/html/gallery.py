@@ -104,7 +104,7 @@ def _norm(record: Record) -> str:
 
 
 def _label(name: str, record: Record) -> str:
-    sees = f", {record.stat_batch} a statistic" if record.stat_batch else ""
+    sees = f", {record.stat_batch} at a time" if record.stat_batch else ""
     return f"{name}{sees}"
 
 
