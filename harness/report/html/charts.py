@@ -48,8 +48,9 @@ _PAGE_LOOK = LOOK | {
 _SIZE = (4.3, 3.1)
 _PLACE = (0.155, 0.155, 0.83, 0.815)
 """Of the axes in the figure, in shares of it: left, bottom, width, height."""
-_ID = re.compile(r'\bid="([^"]+)"')
+_ID = re.compile(r' id="([^"]+)"')
 _REFERENCE = re.compile(r'(url\(#|href="#)')
+_USED = re.compile(r'(?:url\(|href=")#([^)"]+)')
 _DIGITS = re.compile(r"(\d+\.\d\d)\d+")
 _FONT = re.compile(r"'DejaVu Sans'")
 _BEGIN = re.compile(r"<svg [^>]*viewBox=\"([^\"]+)\"[^>]*>")
@@ -64,8 +65,8 @@ class Series:
     label: str
     number: int
     """Of its colour variable."""
-    sample: Markup
-    """A short piece of its line, with its marker."""
+    look: int
+    """Of its line and marker, which the page holds once (``symbol``)."""
 
 
 @dataclass(frozen=True)
@@ -104,33 +105,38 @@ _KINDS = {
 def series(table: BuiltTable) -> list[Series]:
     """Return the legend of a table's charts."""
     numbers = {row.label: i for i, row in enumerate(table.definition.rows)}
-    return [
-        Series(row, numbers[row] % len(COLOURS), _sample(numbers[row])) for row in styles(table)
-    ]
+    return [Series(row, numbers[row] % len(COLOURS), numbers[row]) for row in styles(table)]
 
 
-def _sample(index: int) -> Markup:
+def symbol(index: int) -> Markup:
+    """Return the piece of line of a row by its place, to be referred to as ``#look-INDEX``."""
     with mpl.rc_context(_PAGE_LOOK), io.StringIO() as file:
         figure = Figure(figsize=(0.5, 0.16))
         figure.add_artist(Line2D([0.02, 0.5, 0.98], [0.5] * 3, markevery=[1], **look_of(index)))
         figure.savefig(file, format="svg", metadata={"Date": None})
-        return _inline(file.getvalue(), f"legend{index}-", "")
+        box, body = _body(file.getvalue(), f"look-{index}-")
+    opening = Markup('<symbol id="look-{}" viewBox="{}">').format(index, box)
+    return opening + body + Markup("</symbol>")
 
 
 def _inline(text: str, prefix: str, label: str) -> Markup:
     """Turn a file of matplotlib's into an element of the page."""
+    box, body = _body(text, prefix)
+    opening = Markup('<svg class="chart" viewBox="{}" role="img" aria-label="{}">')
+    return opening.format(box, label) + body + Markup("</svg>")
+
+
+def _body(text: str, prefix: str) -> tuple[str, Markup]:
+    """Return the view box of a file of matplotlib's, and what is inside, in the page's colours."""
     found = _BEGIN.search(text)
     assert found is not None  # matplotlib's
-    body = _META.sub("", text[found.end() :])
-    body = _ID.sub(rf'id="{prefix}\1"', body)
+    body = _META.sub("", text[found.end() : text.rindex("</svg>")])
+    used = set(_USED.findall(body))
+    body = _ID.sub(lambda match: f' id="{prefix}{match[1]}"' if match[1] in used else "", body)
     body = _REFERENCE.sub(rf"\1{prefix}", body)
     body = _DIGITS.sub(r"\1", body)
     body = _FONT.sub("var(--sans)", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
-    hidden, named = Markup('aria-hidden="true"'), Markup('role="img" aria-label="{}"')
-    opening = Markup('<svg class="chart" viewBox="{}" {}>').format(
-        found[1], named.format(label) if label else hidden
-    )
     # All text in it went through matplotlib's writer, which escapes what it writes.
-    return opening + Markup(body)
+    return found[1], Markup(body)

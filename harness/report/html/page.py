@@ -15,6 +15,7 @@ from harness.paths import write_atomic
 from harness.record import Record
 from harness.report.build import BuiltTable
 from harness.report.html.audits import audits
+from harness.report.html.charts import symbol
 from harness.report.html.gallery import galleries
 from harness.report.html.provenance import data_sets, gaps, machines, run_lines, unfinished
 from harness.report.html.tables import effects, sort_key, view
@@ -73,6 +74,7 @@ def page(
         scripts=scripts,
         policy=_policy(scripts),
         effects=list(effects(views)),
+        symbols=[symbol(look) for look in sorted({s.look for one in views for s in one.series})],
         views=views,
         gaps=list(gaps(built)),
         unfinished=unfinished(results),
