@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.paired import Row
-from harness.report import figures as report
+from harness.report.figures import LOOK as _LOOK
+from harness.report.panels import COLOURS as _COLOURS
 
 FORMATS = ("png", "svg")
-_LOOK, _COLOURS = report._LOOK, report._COLOURS  # one look for all figures of the project
 _OURS, _PEER = _COLOURS[0], "0.72"
 _COLUMNS = 3
 _LINE, _NAMES, _WIDTH, _GAP = 0.15, 2.0, 2.3, 0.25

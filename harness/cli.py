@@ -282,7 +282,13 @@ def status_command(
 
 @app.command("report")
 def report_command(
-    words: TableWords = None, every: Every = False, tables: Tables = None, results: Results = None
+    words: TableWords = None,
+    every: Every = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write report.html too: one page of everything.")
+    ] = False,
+    tables: Tables = None,
+    results: Results = None,
 ) -> None:
     """Rebuild the CSV files, tables and figures from all records; exit 1 if one is incomplete.
 
@@ -295,7 +301,29 @@ def report_command(
     folder = _results(results)
     require_writable(folder)
     names, pairs = split_names(words or [])
-    rebuild(names, pairs, folder, _console(), every=every, path=tables)
+    rebuild(names, pairs, folder, _console(), every=every, path=tables, html=html)
+
+
+@app.command("serve")
+def serve_command(
+    words: TableWords = None,
+    every: Every = False,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.")] = 8000,
+    tables: Tables = None,
+    results: Results = None,
+) -> None:
+    """Show the page of `report --html` in a browser while runs go on; read-only.
+
+    Without a name: every table that has a number.
+    """
+    from harness.report.command import shown
+    from harness.reproduce import split_names
+    from harness.serve import Site, serve
+
+    names, pairs = split_names(words or [])
+    chosen, free, asked = shown(names, pairs, every=every, path=tables)
+    serve(Site(_results(results), chosen, free, asked=asked), host, port, typer.echo)
 
 
 @app.command("doctor")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from harness.completion import LISTS
 from harness.errors import AuditError, DataError, UsageError, did_you_mean
-from harness.foreign import is_plain, visible
+from harness.live import status
 from harness.norm.catalogue import norm_info
 from harness.plan import impossible
-from harness.record import RunDir
 from harness.registry import task_info, task_names
 from harness.schema import Section, Spec
 from harness.spec import build, keys, parse_words, presets
@@ -137,37 +134,12 @@ def status_table(results: Path) -> Table:
     table = new_table(escape(str(results)), "run", "state", "step", "note")
     live = LiveJobs(results)
     for run in run_dirs(results):
-        state: str = run.state()
+        one = status(run)
+        state: str = one.state
         if state not in ("done", "running"):
             state = live.state(run) or state
-        failure = run.read_failure() if state == "failed" else None
-        why = visible(failure.message) if failure else ""
-        table.add_row(escape(visible(run.id)), state, _step(run), escape(why))
+        table.add_row(escape(one.id), state, one.step, escape(one.message))
     return table
-
-
-def _step(run: RunDir) -> str:
-    """Read ``step/steps`` from the tail of the journal."""
-    try:
-        if not (is_plain(run.spec) and is_plain(run.metrics, 2**30)):
-            return "-"
-        steps = int(yaml.safe_load(run.spec.read_text(encoding="utf-8"))["steps"])
-        with run.metrics.open("rb") as file:
-            file.seek(max(0, run.metrics.stat().st_size - 20_000))
-            tail = file.read().decode(errors="replace").splitlines()
-    except (
-        *(OSError, yaml.YAMLError, LookupError),
-        *(TypeError, ValueError, OverflowError, RecursionError),
-    ):
-        return "-"
-    for line in reversed(tail):
-        try:
-            row = json.loads(line)
-            if row["event"] == "train":
-                return f"{int(row['step'])}/{steps}"
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-            continue
-    return f"0/{steps}"
 
 
 def listing(what: str, task: str | None) -> Table:

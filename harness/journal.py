@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Journal:
         """Open the journal of a sitting, keeping earlier training rows up to ``step``."""
         self._file = None
         self._last_stage = 0.0
+        self._follow: Callable[[dict[str, Any]], None] = _nobody
         if enabled:
             write_atomic(path, "".join(_training_rows(path, step)))
             self._file = path.open("a", encoding="utf-8")
@@ -41,6 +42,11 @@ class Journal:
         if self._file:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+            self._follow(row)
+
+    def follow(self, told: Callable[[dict[str, Any]], None]) -> None:
+        """Have every further row told to ``told``, once it is written."""
+        self._follow = told
 
     def remark(self, text: str) -> None:
         """Append a sentence for people."""
@@ -52,6 +58,10 @@ class Journal:
         if done in (0, total) or now - self._last_stage > 0.2:
             self._last_stage = now
             self({"event": "stage", "stage": name, "done": done, "total": total})
+
+
+def _nobody(_: dict[str, Any]) -> None:
+    pass
 
 
 def _training_rows(path: Path, step: int) -> Iterator[str]:

@@ -131,6 +131,7 @@ class RunDir:
     failure = _File("failure.json")
     crash = _File("crash.json")
     job = _File("job.json")
+    samples = _File("samples")
 
     def __init__(self, results: Path, run_id: str) -> None:
         """Name the directory; nothing is created."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from harness.norm.catalogue import NORMS, WS_VARIANTS, parse_norm
+from harness.trackers.registry import tracker_names
 
 _GHOST = re.compile(r"ghost:([1-9]\d*)")
 
@@ -199,6 +200,23 @@ class ExecSection(Section):
     )
     log_s: float = Field(5.0, gt=0, description="seconds between progress lines")
     checkpoint_s: float = Field(60.0, ge=0, description="seconds between checkpoints")
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="who is told the step curves, e.g. [tensorboard,wandb]; or []"
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = tracker_names()
+        for name in value:
+            if name not in known:
+                raise _unknown(name, known)
+        return tuple(dict.fromkeys(value))
 
 
 class Spec(Section):

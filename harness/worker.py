@@ -41,10 +41,12 @@ from harness.paths import write_atomic
 from harness.record import MetricRow, NormCounts, Record, RunDir, write_record
 from harness.registry import task_class, task_info
 from harness.rng import derive, key_dropout
+from harness.samples import keep_samples
 from harness.schema import Spec
 from harness.spec import load_spec
 from harness.stop import StopRequest
 from harness.task import Task
+from harness.trackers.guard import Trackers
 
 _PROBED_S = 2.0
 
@@ -101,7 +103,11 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
         if ranks.is_main:
             audit.to_csv(run.audit)
             write_atomic(run.environment, json.dumps(where, indent=1))
-        with Journal(run.metrics, trainer.progress.step, ranks.is_main) as journal:
+        begun = trainer.progress.step
+        with (
+            Journal(run.metrics, begun, ranks.is_main) as journal,
+            _tracked(spec, run, begun, journal, ranks.is_main),
+        ):
             on = (
                 f"on {where['device']}, {where['threads']} threads, {ranks.world} device(s); "
                 f"{chunk} images a forward"
@@ -114,8 +120,19 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
                 journal.remark(_re_estimate(trainer, journal, stop))
             rows = evaluate(trainer, journal, stop)
             if ranks.is_main:
-                write_record(run, _record(spec, run, audit, rows, trainer, where))
+                record = _record(spec, run, audit, rows, trainer, where)
+                if problem := keep_samples(trainer.task, trainer.model, device, run):
+                    journal.remark(problem)
+                write_record(run, record)
     ranks.close()
+
+
+def _tracked(spec: Spec, run: RunDir, step: int, journal: Journal, is_main: bool) -> Trackers:
+    """Have the run's trackers follow its journal, in the process that writes it."""
+    names = spec.exec.trackers if is_main else ()
+    trackers = Trackers(names, spec, run, step, journal.remark)
+    journal.follow(trackers)
+    return trackers
 
 
 def _chunk(spec: Spec, kept: Progress | None, remarks: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`normbench report`: CSV files, tables and figures, rebuilt from the records of all runs."""
+"""`normbench report`: CSV files, tables, figures and the page, rebuilt from all runs' records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from harness.collect import collecting, metrics_frame, read_records, write_csv
 from harness.errors import NormbenchError
+from harness.record import Record
 from harness.report.build import BuiltTable, build_table
 from harness.report.definition import SETS, TableDefinition, Words, choose
 from harness.report.export import write
@@ -22,6 +23,7 @@ def report(
     console: Console,
     *,
     asked: bool = True,
+    html: bool = False,
 ) -> bool:
     """Rebuild ``runs.csv``, ``metrics.csv`` and the tables; print the tables.
 
@@ -31,6 +33,7 @@ def report(
         results: folder of the records, and of everything that is written.
         console: where to print.
         asked: whether the user named these tables; of others only those with a number are made.
+        html: whether to write ``report.html`` too.
 
     Returns:
         Whether every table that was made is complete.
@@ -45,6 +48,7 @@ def report(
         built = [build_table(table, words, results, frame) for table in tables]
         made = [table for table in built if asked or table.num_done]
         paths = write(made, results)
+        page = _page(results, records, warnings, made) if html else None
     for warning in warnings:
         _say(console, f"warning: {warning}")
     for table in made:
@@ -57,7 +61,8 @@ def report(
         console,
         f"{len(records)} runs, {len(made)} tables, {pictures} pictures\n{runs}\n{metrics}"
         + (f"\n{results / 'tables'}" if made else "")
-        + (f"\n{results / 'figures'}" if pictures else ""),
+        + (f"\n{results / 'figures'}" if pictures else "")
+        + (f"\n{page}" if page else ""),
     )
     return all(table.complete for table in made)
 
@@ -70,19 +75,41 @@ def rebuild(
     *,
     every: bool,
     path: Path | None,
+    html: bool,
 ) -> None:
     """Report the named tables, those of a set, or all that have a number.
 
     Raises:
         NormbenchError: if one is incomplete.
     """
-    if names or every:
-        tables, pairs = choose(names, words, every=every, path=path)
-    else:
-        sets = [choose((), [*words, f"preset={s}"], every=True, path=path) for s in SETS]
-        tables, pairs = [table for group, _ in sets for table in group], sets[0][1]
-    if not report(tables, pairs, results, console, asked=bool(names or every)):
+    tables, pairs, asked = shown(names, words, every=every, path=path)
+    if not report(tables, pairs, results, console, asked=asked, html=html):
         raise NormbenchError("a table is incomplete: see above")
+
+
+def shown(
+    names: Sequence[str], words: Sequence[str], *, every: bool, path: Path | None
+) -> tuple[list[TableDefinition], Words, bool]:
+    """Choose what to show: the named tables, those of a set, or all.
+
+    Returns:
+        The tables, the words for their runs, and whether the user asked for these tables.
+
+    Raises:
+        UsageError: as ``definition.choose``.
+    """
+    if names or every:
+        return *choose(names, words, every=every, path=path), True
+    sets = [choose((), [*words, f"preset={s}"], every=True, path=path) for s in SETS]
+    return [table for group, _ in sets for table in group], sets[0][1], False
+
+
+def _page(
+    results: Path, records: list[Record], warnings: list[str], made: list[BuiltTable]
+) -> Path:
+    from harness.report.html.page import write_page
+
+    return write_page(results, records, warnings, made)
 
 
 def _incomplete(table: BuiltTable) -> str:

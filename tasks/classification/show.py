@@ -56,13 +56,13 @@ def _sheet(listing: Listing, root: Path) -> Image.Image:
         draw.text((_MARGIN, top + 28), _fitting(name, small, _LABEL - 8), _INK, small)
         draw.text((_MARGIN, top + 48), f"{len(files):,} pictures", (110, 110, 110), small)
         for column, (file, _) in enumerate(spread(files, _COLUMNS)):
-            tile = _tile(read_rgb(listing.folder / name / file))
-            sheet.paste(tile, (_MARGIN + _LABEL + column * pitch, top))
+            picture = tile(read_rgb(listing.folder / name / file))
+            sheet.paste(picture, (_MARGIN + _LABEL + column * pitch, top))
     return sheet
 
 
-def _tile(image: Image.Image) -> Image.Image:
-    """Fit a picture into a square; a tiny one grows by whole pixels."""
+def tile(image: Image.Image) -> Image.Image:
+    """Fit a picture into a square of 96 pixels; a tiny one grows by whole pixels."""
     if max(image.size) <= _TILE:
         image = ImageOps.scale(image, _TILE // max(image.size), Image.Resampling.NEAREST)
     else:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError
+from harness.samples import Sample as Sampled
 from harness.schema import Spec
 from harness.share import ALONE, Share
 from harness.task import Metric, Progress
-from tasks.classification import evaluation
+from tasks.classification import evaluation, samples
 from tasks.classification.embedded import NUM_CLASSES
 from tasks.classification.imagefolder import IMAGENET_CLASSES, TRAIN, VAL, list_split
 from tasks.classification.images import FolderImages, Sample, normalise
@@ -49,6 +50,7 @@ class ClassificationTask:
         train, val = list_split(root, TRAIN), list_split(root, VAL)
         if train.classes != val.classes:
             raise DataError(f"{train.folder} and {val.folder} hold different classes")
+        self.classes = train.classes
         self.num_classes = len(train.classes)
         self._train, self._val = (FolderImages(split, self.data) for split in (train, val))
 
@@ -91,3 +93,7 @@ class ClassificationTask:
         """Measure top-1 and top-5 accuracy on ``val``."""
         workers = self.spec.exec.workers
         return evaluation.evaluate(model, self._val, device, progress, workers=workers, share=share)
+
+    def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:
+        """Draw pictures of ``val`` with the classes that the model gives them."""
+        return samples.samples(model, self._val, self.classes, device, num)

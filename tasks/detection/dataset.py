@@ -94,6 +94,11 @@ class CocoImages:
     def __len__(self) -> int:
         return len(self._records)
 
+    def record(self, index: int) -> dict[str, Any]:
+        """Return what is known of an image without reading it: its id, file and size."""
+        found: dict[str, Any] = self._records[index]
+        return found
+
     def sample(self, index: int, rng: RandomState) -> Sample:
         """Return training sample ``index``, mirrored if ``rng`` says so.
 

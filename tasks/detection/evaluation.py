@@ -44,12 +44,19 @@ def predict(
         share: which of the images.
     """
     for index in share.of(len(images)):
-        sample = images.evaluation_sample(index)
-        with torch.no_grad():
-            instances = _detect(model, sample, pixels=images.pixels).to("cpu")
-        for result in instances_to_coco_json(instances, sample["image_id"]):
-            yield result | {"category_id": category_ids[result["category_id"]]}
+        yield from detections(model, images, index, category_ids)
         progress("evaluate", index + 1, len(images))
+
+
+def detections(
+    model: nn.Module, images: CocoImages, index: int, category_ids: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Iterate over the model's detections in one image."""
+    sample = images.evaluation_sample(index)
+    with torch.no_grad():
+        instances = _detect(model, sample, pixels=images.pixels).to("cpu")
+    for result in instances_to_coco_json(instances, sample["image_id"]):
+        yield result | {"category_id": category_ids[result["category_id"]]}
 
 
 def in_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ _PAIRS_A_ROW = 3
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 
-class _Split(NamedTuple):
+class Split(NamedTuple):
     """What the json of one split says."""
 
     images: list[dict[str, Any]]
@@ -72,7 +73,7 @@ def show(root: Path, split: str, out: Path, *, num: int = 12) -> None:
         raise UsageError(f"cannot write the picture {out}: {error}") from error
 
 
-def _read(path: Path) -> _Split:
+def _read(path: Path) -> Split:
     """Read COCO annotations; `info` and `licenses` may be absent."""
     try:
         content = json.loads(path.read_bytes())
@@ -90,11 +91,15 @@ def _read(path: Path) -> _Split:
         ) from error
     if not images:
         raise DataError(f"{path} lists no image")
-    colours = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(names)}
-    return _Split(images, annotations, names, colours)
+    return Split(images, annotations, names, colours_of(names))
 
 
-def _choose(data: _Split, num: int) -> list[dict[str, Any]]:
+def colours_of(category_ids: Iterable[int]) -> dict[int, Colour]:
+    """Give each category a colour, in their order."""
+    return {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(category_ids)}
+
+
+def _choose(data: Split, num: int) -> list[dict[str, Any]]:
     """Pick the first image with a crowd, the first without objects, and others evenly spread."""
     found = [data.annotations.get(image["id"], []) for image in data.images]
     crowds = [i for i, objects in enumerate(found) if any(o.get("iscrowd") for o in objects)]
@@ -109,17 +114,47 @@ def _choose(data: _Split, num: int) -> list[dict[str, Any]]:
 # --- one sample ----------------------------------------------------------------------------------
 
 
-def _pair(path: Path, image: dict[str, Any], data: _Split) -> tuple[Image.Image, str]:
+def _pair(path: Path, image: dict[str, Any], data: Split) -> tuple[Image.Image, str]:
     """Return an image beside its annotations, and a caption."""
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"cannot read the image {path}: {error}") from error
+    picture = read_rgb(path)
     objects = data.annotations.get(image["id"], [])
     if picture.size != (stated := (image.get("width"), image.get("height"))):
         raise DataError(f"{path} has {picture.size} pixels, but its annotations say {stated}")
-    factor = _TILE / max(picture.size)
+    plain, noted = annotated(picture, objects, data, _TILE)
+    pair = Image.new("RGB", (2 * _TILE + _GAP, _TILE), _PAPER)
+    pair.paste(plain, (0, _TILE - plain.height))
+    pair.paste(noted, (plain.width + _GAP, _TILE - plain.height))
+    crowds = sum(bool(o.get("iscrowd")) for o in objects)
+    parts = [_count(len(objects) - crowds, "object")] if len(objects) > crowds else []
+    parts += [_count(crowds, "crowd")] if crowds else []
+    return pair, f"{image['file_name']}: {' and '.join(parts) or 'no objects'}"
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read an image of any colour mode as RGB, turned as its EXIF tag says.
+
+    Raises:
+        DataError: if it is missing or broken.
+    """
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"cannot read the image {path}: {error}") from error
+
+
+def annotated(
+    picture: Image.Image, objects: Sequence[dict[str, Any]], data: Split, side: int
+) -> tuple[Image.Image, Image.Image]:
+    """Return an image, and its greyed copy under boxes, masks and names.
+
+    Args:
+        picture: of any size.
+        objects: annotations of it, or detections in COCO's result format.
+        data: names and colours of the categories.
+        side: pixels of the longer side of both.
+    """
+    factor = side / max(picture.size)
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
     plain = picture.resize(size, Image.Resampling.BICUBIC)
     # Grey and paler, so that the colours of the annotations stand out.
@@ -132,13 +167,7 @@ def _pair(path: Path, image: dict[str, Any], data: _Split) -> tuple[Image.Image,
     taken: list[Box] = []
     for item, box in zip(ordered, boxes, strict=True):
         _draw_name(noted, item, box, data, taken)
-    pair = Image.new("RGB", (2 * _TILE + _GAP, _TILE), _PAPER)
-    pair.paste(plain, (0, _TILE - size[1]))
-    pair.paste(noted, (size[0] + _GAP, _TILE - size[1]))
-    crowds = sum(bool(o.get("iscrowd")) for o in objects)
-    parts = [_count(len(objects) - crowds, "object")] if len(objects) > crowds else []
-    parts += [_count(crowds, "crowd")] if crowds else []
-    return pair, f"{image['file_name']}: {' and '.join(parts) or 'no objects'}"
+    return plain, noted
 
 
 def _decode(item: dict[str, Any], width: int, height: int) -> NDArray[np.uint8] | None:
@@ -181,7 +210,7 @@ def _draw_mask(
     canvas.paste(tuple(int(0.55 * c) for c in colour), (0, 0), edge)
 
 
-def _draw_box(canvas: Image.Image, item: dict[str, Any], factor: float, data: _Split) -> Box:
+def _draw_box(canvas: Image.Image, item: dict[str, Any], factor: float, data: Split) -> Box:
     """Draw an object's box, dashed for a crowd, and return where it lies on the canvas."""
     colour = data.colours[item["category_id"]]
     draw = ImageDraw.Draw(canvas)
@@ -197,7 +226,7 @@ def _draw_box(canvas: Image.Image, item: dict[str, Any], factor: float, data: _S
 
 
 def _draw_name(
-    canvas: Image.Image, item: dict[str, Any], box: Box, data: _Split, taken: list[Box]
+    canvas: Image.Image, item: dict[str, Any], box: Box, data: Split, taken: list[Box]
 ) -> None:
     """Write an object's name at its box unless names in `taken` leave no room; colours remain."""
     colour = data.colours[item["category_id"]]
@@ -241,7 +270,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _heading(root: Path, split: str, data: _Split, num: int) -> str:
+def _heading(root: Path, split: str, data: Split, num: int) -> str:
     everything = [item for items in data.annotations.values() for item in items]
     crowds = sum(bool(item.get("iscrowd")) for item in everything)
     return (
@@ -250,7 +279,7 @@ def _heading(root: Path, split: str, data: _Split, num: int) -> str:
     )
 
 
-def _legend(data: _Split, chosen: list[dict[str, Any]]) -> list[tuple[str, Colour]]:
+def _legend(data: Split, chosen: list[dict[str, Any]]) -> list[tuple[str, Colour]]:
     """List the categories of the chosen images in the order of their ids."""
     seen = {o["category_id"] for image in chosen for o in data.annotations.get(image["id"], [])}
     return [

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError
+from harness.samples import Sample as Sampled
 from harness.schema import Spec
 from harness.share import ALONE, Share
 from harness.task import Metric, Progress
-from tasks.detection import coco, evaluation
+from tasks.detection import coco, evaluation, samples
 from tasks.detection.architectures import architecture
 from tasks.detection.d2 import Conv2d, EventStorage, WSDetectronConv2d
 from tasks.detection.dataset import CocoImages, Sample
@@ -114,6 +115,10 @@ class DetectionTask:
         own = list(evaluation.predict(model, images, ids, progress, share))
         results = evaluation.in_order(share.gather(own), [one["id"] for one in self._val.images])
         return evaluation.score(evaluation.ground_truth(self._val), results, masks=self.masks)
+
+    def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:
+        """Draw images of ``val2017`` under what the model finds in them."""
+        return samples.samples(model, self._val_images, self._val, num)
 
 
 def _read(root: Path, split: str) -> coco.Annotations:

@@ -67,13 +67,13 @@ def _sheet(held: Clouds, root: Path) -> Image.Image:
         draw.text((left, top + 40), held.classes[label], _INK, small)
         draw.text((left, top + 62), f"{len(members):,} clouds", _GREY, small)
         for column, index in enumerate(members[:_COLUMNS]):
-            tile = _tile(held.points[index])
-            sheet.paste(tile, (left + _LABEL + column * (_TILE + _GAP), top))
+            picture = tile(held.points[index])
+            sheet.paste(picture, (left + _LABEL + column * (_TILE + _GAP), top))
     return sheet
 
 
-def _tile(points: NDArray[np.float32]) -> Image.Image:
-    """Draw one cloud, far points first."""
+def tile(points: NDArray[np.float32]) -> Image.Image:
+    """Draw one cloud, (N, 3), far points first."""
     turned = (points - (points.max(0) + points.min(0)) / 2) @ _view()
     # A stray point must not shrink the rest: the frame holds 98 % of the points.
     extent = np.quantile(np.abs(turned[:, :2]).max(1), 0.98) or 1.0
@@ -82,15 +82,15 @@ def _tile(points: NDArray[np.float32]) -> Image.Image:
     depth = turned[:, 2]
     nearness = (depth - depth.min()) / (np.ptp(depth) or 1.0)
     radius = side * (0.018 if len(points) <= 256 else 0.009)
-    tile = Image.new("RGB", (side, side), _TILE_PAPER)
-    draw = ImageDraw.Draw(tile)
+    drawn = Image.new("RGB", (side, side), _TILE_PAPER)
+    draw = ImageDraw.Draw(drawn)
     for i in np.argsort(depth):
         colour = _FAR + nearness[i] * (_NEAR - _FAR)
         x, y = spots[i]
         r = radius * (0.75 + 0.5 * nearness[i])
         red, green, blue = (round(value) for value in colour)
         draw.ellipse((x - r, y - r, x + r, y + r), fill=(red, green, blue))
-    return tile.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+    return drawn.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
 
 
 def _view() -> NDArray[np.float64]:

@@ -12,10 +12,11 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from harness.samples import Sample as Sampled
 from harness.schema import Spec
 from harness.share import ALONE, Share
 from harness.task import Metric, Progress
-from tasks.pointcloud import clouds, embedded, evaluation, modelnet
+from tasks.pointcloud import clouds, embedded, evaluation, modelnet, samples
 from tasks.pointcloud.augment import augment
 from tasks.pointcloud.clouds import Clouds
 from tasks.pointcloud.info import PointcloudData, PointcloudLoss, PointcloudModel
@@ -131,3 +132,7 @@ class PointcloudTask:
         own = evaluation.predict(model, self._test, self.data.votes, device, progress, share)
         found = evaluation.in_order(share.gather(own))
         return evaluation.score(found, self._test, self.data.votes)
+
+    def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:
+        """Draw test clouds with the classes that the model gives them."""
+        return samples.samples(model, self._test, self.data.votes, device, num)

@@ -51,21 +51,27 @@ def predict(
         share: which of the images.
     """
     counts = np.zeros((images.num_classes, images.num_classes), dtype=np.int64)
-    dtype = next(model.parameters()).dtype
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     for index in share.of(len(images)):
         pair = images.pairs[index]
-        image, truth = images.evaluation_sample(index)
-        with torch.no_grad():
-            logits = model(image[None].to(device, dtype))
-        height, width = truth.shape
-        found = logits[0, :, :height, :width].argmax(0).to(torch.uint8).cpu().numpy()
+        found, truth = label_pixels(model, images, index, device)
         counts += confusion(truth, found, images.num_classes)
         if out is not None:
             save_mask(found, out / f"{pair.name}.png")
         progress("evaluate", index + 1, len(images))
     return counts
+
+
+def label_pixels(
+    model: nn.Module, images: VocImages, index: int, device: torch.device
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the class that a model gives each pixel of an image, and the true one, both (H, W)."""
+    image, truth = images.evaluation_sample(index)
+    with torch.no_grad():
+        logits = model(image[None].to(device, next(model.parameters()).dtype))
+    height, width = truth.shape
+    return logits[0, :, :height, :width].argmax(0).to(torch.uint8).cpu().numpy(), truth
 
 
 def score(counts: Counts, num_images: int) -> list[Metric]:

@@ -60,7 +60,24 @@ def _colour(index: int) -> tuple[int, int, int]:
 
 def _tile(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
     """Return an image beside its greyed copy under the colours of its classes."""
-    factor = _TILE / max(image.size)
+    plain, noted = overlaid(image, labels, _TILE)
+    pair = Image.new("RGB", (2 * _TILE + _GAP, _TILE), _PAPER)
+    pair.paste(plain, (0, _TILE - plain.height))
+    pair.paste(noted, (plain.width + _GAP, _TILE - plain.height))
+    return pair
+
+
+def overlaid(
+    image: Image.Image, labels: NDArray[np.uint8], side: int
+) -> tuple[Image.Image, Image.Image]:
+    """Return an image, and its greyed copy under the colours of its classes.
+
+    Args:
+        image: of any size.
+        labels: class of each pixel, (H, W), 255 to be ignored.
+        side: pixels of the longer side of both.
+    """
+    factor = side / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     palette = np.asarray(voc.palette(), dtype=np.float64).reshape(256, 3)
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] * 0.6 + 90.0
@@ -68,10 +85,8 @@ def _tile(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
     strength[labels == voc.IGNORE] = 1.0
     blended = grey + (palette[labels] - grey) * strength
     noted = Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
-    pair = Image.new("RGB", (2 * _TILE + _GAP, _TILE), _PAPER)
-    pair.paste(image.resize(size, Image.Resampling.BICUBIC), (0, _TILE - size[1]))
-    pair.paste(noted.resize(size, Image.Resampling.NEAREST), (size[0] + _GAP, _TILE - size[1]))
-    return pair
+    plain = image.resize(size, Image.Resampling.BICUBIC)
+    return plain, noted.resize(size, Image.Resampling.NEAREST)
 
 
 def _legend(names: tuple[str, ...], seen: set[int]) -> list[tuple[str, tuple[int, int, int]]]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.samples import Sample as Sampled
 from harness.schema import Spec
 from harness.share import ALONE, Share
 from harness.task import Metric, Progress
-from tasks.segmentation import evaluation, scenes, voc
+from tasks.segmentation import evaluation, samples, scenes, voc
 from tasks.segmentation.dataset import Sample, VocImages
 from tasks.segmentation.info import SegmentationData, SegmentationModel
 from tasks.segmentation.model import BACKBONE, BARE, DeepLabV3, build_deeplab
@@ -48,7 +49,8 @@ class SegmentationTask:
             self.num_classes = len(scenes.CLASSES if embedded else voc.CLASSES)
             return
         voc.check_layout(root, self.data.train_set)
-        self.num_classes = len(voc.class_names(root))
+        self.classes = voc.class_names(root)
+        self.num_classes = len(self.classes)
         # Both splits at once: what is wrong with the second should not show after days of training.
         lists = voc.list_files(root, self.data.train_set)
         pairs = {name: voc.read_split(root, path) for name, path in lists.items()}
@@ -99,3 +101,7 @@ class SegmentationTask:
         counts = evaluation.predict(model, self._val_images, device, progress, folder, share)
         every = np.stack(share.gather(counts)).sum(0)
         return evaluation.score(every, len(self._val_images))
+
+    def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:
+        """Draw images of ``val`` under the classes that the model sees in them."""
+        return samples.samples(model, self._val_images, self.classes, device, num)
