@@ -17,7 +17,7 @@ ROOMS = {
     "harness.report": "report",
     "harness": "harness",
     "tasks": "tasks",
-    "normbench": "normbench",
+    "normbench": "public",
 }
 """Modules by prefix, the more special first."""
 
