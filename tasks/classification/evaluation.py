@@ -40,9 +40,11 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(pixels), torch.tensor(labels)
 
 
-def _batches(images: FolderImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    images: FolderImages, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     batches = _Batches(images)
-    return ahead(batches, range(len(batches)), workers)
+    return ahead(batches, range(len(batches)), workers, device=device)
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> dict[int, int]:
@@ -75,8 +77,9 @@ def evaluate(
     hits: dict[int, int] = {}
     done = 0
     with torch.no_grad():
-        for pixels, labels in _batches(images, workers):
-            batch = normalise(pixels.to(device), images.data.mean, images.data.std, dtype)
+        for pixels, labels in _batches(images, workers, device):
+            pixels = pixels.to(device, non_blocking=True)
+            batch = normalise(pixels, images.data.mean, images.data.std, dtype)
             found = count_hits(logits_of(model, batch), labels.to(device))
             hits = {k: hits.get(k, 0) + number for k, number in found.items()}
             done += len(labels)

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from harness.feed import EvaluationSamples, ahead
 from harness.task import Metric, Progress
 from tasks.detection import coco, maskrcnn_benchmark
 from tasks.detection.d2 import Instances, instances_to_coco_json
@@ -27,7 +28,12 @@ def ground_truth(annotations: coco.Annotations) -> COCO:
 
 
 def predict(
-    model: nn.Module, images: CocoImages, category_ids: Sequence[int], progress: Progress
+    model: nn.Module,
+    images: CocoImages,
+    category_ids: Sequence[int],
+    progress: Progress,
+    *,
+    workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the model's detections in COCO's result format, image by image.
 
@@ -36,9 +42,10 @@ def predict(
         images: what to look at.
         category_ids: the data's id of each of the model's classes.
         progress: told of every image.
+        workers: processes that read the images ahead; 0 = none.
     """
-    for index in range(len(images)):
-        sample = images.evaluation_sample(index)
+    samples = ahead(EvaluationSamples(images), range(len(images)), workers)
+    for index, sample in enumerate(samples):
         with torch.no_grad():
             instances = _detect(model, sample, pixels=images.pixels).to("cpu")
         for result in instances_to_coco_json(instances, sample["image_id"]):

@@ -49,6 +49,7 @@ class DetectionTask:
         assert isinstance(spec.data, DetectionData)
         assert isinstance(spec.loss, DetectionLoss)
         self.model, self.data, self.losses = spec.model, spec.data, spec.loss
+        self.workers = spec.exec.workers
         self.masks = architecture(spec.model.name).masks
         if root is None:
             self.num_classes = len(CATEGORIES) if self.data.embedded else _NUM_COCO_CLASSES
@@ -89,7 +90,10 @@ class DetectionTask:
         """Move images and instances."""
         return [
             sample
-            | {"image": sample["image"].to(device), "instances": sample["instances"].to(device)}
+            | {
+                "image": sample["image"].to(device, non_blocking=True),
+                "instances": sample["instances"].to(device),
+            }
             for sample in batch
         ]
 
@@ -107,7 +111,9 @@ class DetectionTask:
     def evaluate(self, model: nn.Module, device: torch.device, progress: Progress) -> list[Metric]:
         """Measure box and, where there are masks, mask AP on all of ``val2017``."""
         model.eval()
-        results = list(evaluation.predict(model, self._val_images, self.category_ids, progress))
+        images, ids = self._val_images, self.category_ids
+        found = evaluation.predict(model, images, ids, progress, workers=self.workers)
+        results = list(found)
         return evaluation.score(evaluation.ground_truth(self._val), results, masks=self.masks)
 
 

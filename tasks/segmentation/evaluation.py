@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from harness.feed import EvaluationSamples, ahead
 from harness.task import Metric, Progress
 from tasks.segmentation.dataset import VocImages
 from tasks.segmentation.voc import IGNORE, palette
@@ -32,7 +33,13 @@ def confusion(truth: NDArray[np.uint8], found: NDArray[np.uint8], num_classes: i
 
 
 def predict(
-    model: nn.Module, images: VocImages, device: torch.device, progress: Progress, out: Path | None
+    model: nn.Module,
+    images: VocImages,
+    device: torch.device,
+    progress: Progress,
+    out: Path | None,
+    *,
+    workers: int = 0,
 ) -> Counts:
     """Return the confusion matrix of a model over ``images``, one at a time.
 
@@ -42,20 +49,21 @@ def predict(
         device: where the model is.
         progress: told of every image.
         out: folder for the predicted masks, created; None keeps none.
+        workers: processes that read the images ahead; 0 = none.
     """
     counts = np.zeros((images.num_classes, images.num_classes), dtype=np.int64)
     dtype = next(model.parameters()).dtype
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for index, pair in enumerate(images.pairs):
-        image, truth = images.evaluation_sample(index)
+    samples = ahead(EvaluationSamples(images), range(len(images)), workers, device=device)
+    for index, (image, truth) in enumerate(samples):
         with torch.no_grad():
-            logits = model(image[None].to(device, dtype))
+            logits = model(image[None].to(device, dtype, non_blocking=True))
         height, width = truth.shape
         found = logits[0, :, :height, :width].argmax(0).to(torch.uint8).cpu().numpy()
         counts += confusion(truth, found, images.num_classes)
         if out is not None:
-            save_mask(found, out / f"{pair.name}.png")
+            save_mask(found, out / f"{images.pairs[index].name}.png")
         progress("evaluate", index + 1, len(images))
     return counts
 

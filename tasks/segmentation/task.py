@@ -39,7 +39,7 @@ class SegmentationTask:
     def __init__(self, spec: Spec, root: Path | None) -> None:
         assert isinstance(spec.model, SegmentationModel)
         assert isinstance(spec.data, SegmentationData)
-        self.model, self.data = spec.model, spec.data
+        self.model, self.data, self.workers = spec.model, spec.data, spec.exec.workers
         self.bare = BARE[self.model.head]
         if root is None:
             embedded = self.data.embedded and self.data.root is None
@@ -92,5 +92,6 @@ class SegmentationTask:
         """Measure mIoU on ``val``; keep the predicted masks if asked to."""
         model.eval()
         folder = self.out / "predictions" if self.out and self.data.save_predictions else None
-        counts = evaluation.predict(model, self._val_images, device, progress, folder)
+        images, workers = self._val_images, self.workers
+        counts = evaluation.predict(model, images, device, progress, folder, workers=workers)
         return evaluation.score(counts, len(self._val_images))
