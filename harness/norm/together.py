@@ -68,14 +68,15 @@ def _by_filters(weight: Tensor) -> bool:
 
 @cache
 def obstacle(device: torch.device) -> str | None:
-    """Return why Triton's kernels cannot run on ``device``, or None; tried once, on a small weight."""
+    """Return why Triton's kernels cannot run on ``device``, or None; tried once, on one weight."""
     if find_spec("triton") is None:
         return "triton is not installed"
     try:
         from harness.norm.triton_rows import standardize_together
 
         weight = torch.tensor([[1.0, 1.0, -1.0, -1.0]], device=device, requires_grad=True)
-        (result,) = standardize_together([weight], [Denominator(1.0, 0.0, 0.0, 1.0)])
+        with torch.enable_grad():
+            (result,) = standardize_together([weight], [Denominator(1.0, 0.0, 0.0, 1.0)])
         result.backward(torch.tensor([[4.0, 0.0, 0.0, 0.0]], device=device))
         assert weight.grad is not None
         found = [*result.tolist(), *weight.grad.tolist()]

@@ -182,7 +182,7 @@ def _forward(
         shifted = tl.load(weight + begin + lanes, mask=inside, other=0).to(wide) - first
         sums += tl.where(inside, (shifted - mean) * (shifted - mean), 0)
     sigma = _root(_divide(tl.sum(sums, 0), size.to(wide)))
-    factor, root, outer, scale = _denominator(denominators, layer, num_layers, sigma)
+    _, root, outer, scale = _denominator(denominators, layer, num_layers, sigma)
     # A row of equal weights has no deviation, and exactly 0 as its result.
     reciprocal = tl.where(sigma == 0, sigma, _divide(sigma * 0 + 1, scale * (root + outer)))
     for begin in range(0, size, block):
