@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import paired
-from benchmarks.paired import Row
+from benchmarks.kept import Row, read_rows
 from harness.paths import default_results_dir, write_atomic
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -127,7 +127,7 @@ def show(results: Path) -> list[Path]:
     path = results / "benchmarks.csv"
     if not path.is_file():
         return []
-    rows = paired.read_rows(path)
+    rows = read_rows(path)
     written = [path]
     (results / "figures").mkdir(parents=True, exist_ok=True)
     device = max(rows, key=lambda row: row.date).device

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.paired import Row
+from benchmarks.kept import Row
 from harness.report import figures as report
 
 FORMATS = ("png", "svg")

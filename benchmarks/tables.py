@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks import paired
-from benchmarks.paired import Row
+from benchmarks.kept import Row, read_rows
 from harness.paths import default_results_dir, write_atomic
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -127,7 +126,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 5 if it would")
     options = parser.parse_args()
     path = default_results_dir() / "benchmarks.csv"
-    changed = update(paired.read_rows(path) if path.is_file() else [], check=options.check)
+    changed = update(read_rows(path) if path.is_file() else [], check=options.check)
     for page in changed:
         print(f"{page} {'is not what benchmarks.csv gives' if options.check else 'written'}")
     return 5 if changed and options.check else 0

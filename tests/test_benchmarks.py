@@ -10,9 +10,20 @@ import pytest
 import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import chunks, coco, edge_conv, loop, paired, report, tables, weight_standardization
+from benchmarks import (
+    chunks,
+    coco,
+    edge_conv,
+    kept,
+    loop,
+    paired,
+    report,
+    tables,
+    weight_standardization,
+)
 from benchmarks.figure import FORMATS, draw
-from benchmarks.paired import Bench, Row
+from benchmarks.kept import Row
+from benchmarks.paired import Bench
 
 MODULES = (weight_standardization, edge_conv, chunks, loop, coco, report)
 # pycocotools 2.0 predates NumPy 2's copy keyword.
@@ -82,7 +93,7 @@ def test_it_runs_and_writes_rows(module, tmp_path: Path):
         assert (found.ratio is None) == (found.reference == "")
         assert found.rounds >= 1
         assert found.device
-    read = paired.read_rows(path)
+    read = kept.read_rows(path)
     assert [one.case for one in read] == [one.case for one in bench.rows]
     assert [one.median for one in read] == pytest.approx([one.median for one in bench.rows], 1e-5)
 
@@ -135,8 +146,8 @@ def test_an_absent_peer_is_named_once(capsys: pytest.CaptureFixture[str]):
 
 def test_rows_survive_the_file(tmp_path: Path):
     rows = [row(), row(case='with "quotes", commas', ratio=None, ratio_q25=None, ratio_q75=None)]
-    paired.write_rows(tmp_path / "rows.csv", rows)
-    assert paired.read_rows(tmp_path / "rows.csv") == rows
+    kept.write_rows(tmp_path / "rows.csv", rows)
+    assert kept.read_rows(tmp_path / "rows.csv") == rows
 
 
 def measure(path: Path, *, resume: bool, calls: list[str]) -> None:
@@ -153,9 +164,9 @@ def test_what_was_interrupted_goes_on(tmp_path: Path):
     path, calls = tmp_path / "rows.csv", []
     with pytest.raises(KeyboardInterrupt):
         measure(path, resume=False, calls=calls)
-    assert {one.size for one in paired.read_rows(path)} == {"small"}
+    assert {one.size for one in kept.read_rows(path)} == {"small"}
     measure(path, resume=True, calls=calls)
-    assert [(one.size, one.case) for one in paired.read_rows(path)] == [
+    assert [(one.size, one.case) for one in kept.read_rows(path)] == [
         ("small", "plain"), ("small", "ours"), ("large", "plain"), ("large", "ours"),
     ]  # fmt: skip
     assert len(calls) == 8  # each comparison once
@@ -163,7 +174,7 @@ def test_what_was_interrupted_goes_on(tmp_path: Path):
     assert len(calls) == 8
     measure(path, resume=False, calls=calls)
     assert len(calls) == 16
-    assert len(paired.read_rows(path)) == 4
+    assert len(kept.read_rows(path)) == 4
 
 
 def test_a_comparison_has_its_time_but_a_few_rounds_at_least(monkeypatch: pytest.MonkeyPatch):
@@ -174,7 +185,7 @@ def test_a_comparison_has_its_time_but_a_few_rounds_at_least(monkeypatch: pytest
 
 def test_a_comparison_measured_again_replaces_the_old_one():
     old = [row(case="gone"), row(part="other"), row(device="another"), row(threads=2)]
-    found = paired.merged(old, [row(case="plain"), row(case="ours")])
+    found = kept.merged(old, [row(case="plain"), row(case="ours")])
     assert [(one.case, one.part, one.device, one.threads) for one in found] == [
         ("plain", "p", "a processor", 1),
         ("ours", "p", "a processor", 1),
@@ -186,7 +197,7 @@ def test_a_comparison_measured_again_replaces_the_old_one():
 
 def test_figures_are_of_the_newest_device(tmp_path: Path):
     rows = [row(), row(threads=2), row(device="another", date="2025-01-01")]
-    paired.write_rows(tmp_path / "benchmarks.csv", rows)
+    kept.write_rows(tmp_path / "benchmarks.csv", rows)
     assert [path.name for path in everything.show(tmp_path)] == [
         "benchmarks.csv",
         "benchmarks.png",
@@ -239,7 +250,7 @@ def test_tables_tell_how_many_times_as_fast():
 
 def test_the_page_is_what_the_rows_give():
     path = Path(__file__).parents[1] / "results" / "benchmarks.csv"
-    rows = paired.read_rows(path) if path.is_file() else []
+    rows = kept.read_rows(path) if path.is_file() else []
     assert tables.PAGE.is_file()
     assert tables.update(rows, check=True) == []
 

@@ -4,7 +4,7 @@ A launch takes the processor longer than a small layer takes the GPU. Here a pro
 layer: the addresses of all weights are in a table, and a second table says whose row is whose.
 ``harness.norm.window`` chooses between this and a layer at a time. Needs Triton.
 """
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 from __future__ import annotations
 
