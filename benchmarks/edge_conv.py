@@ -2,9 +2,10 @@
 
     python -m benchmarks.edge_conv [layers] [growth] [memory] [knn] [step] [--rounds 9]
 
-Each table compares forms interleaved in one process, on one thread and the same graphs: the dense
-form (all edges as a tensor, the original DGCNN formulation), the same with ``amax`` as its maximum,
-torch-geometric's EdgeConv, ours with torch's own operations, and ours compiled by numba.
+Each table compares forms interleaved in one process, on the same graphs: the dense form (all edges
+as a tensor, the original DGCNN formulation), the same with ``amax`` as its maximum,
+torch-geometric's EdgeConv, ours with torch's own operations, and ours compiled by numba. The floor
+is the products of points with the weights, which no form can do without.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LAYERS = ((3, 64), (64, 64), (64, 128), (128, 256))
 """Channels of the EdgeConvs of preset=paper_dgcnn."""
 FORMS = ("dense", "dense, amax", "torch-geometric", "torch", "numba")
 OURS = FORMS[3:]
+FLOOR = "products of points: the floor"
 
 
 def forms(bench: Bench, wanted: Sequence[str]) -> list[str]:
@@ -93,6 +95,22 @@ class Layers:
                 del out
 
 
+class Products:
+    """What the four EdgeConvs multiply, forward and backward, with no edge in sight."""
+
+    def __init__(self, num: int, device: torch.device) -> None:
+        self.parts = []
+        for inputs, out in LAYERS:
+            weight = torch.randn(2 * out, inputs, device=device, requires_grad=True)
+            points = torch.randn(inputs, CLOUDS * num, device=device, requires_grad=True)
+            grad = torch.randn(2 * out, CLOUDS * num, device=device)
+            self.parts.append((weight, points, grad))
+
+    def __call__(self) -> None:
+        for weight, points, grad in self.parts:
+            torch.autograd.grad(weight @ points, (weight, points), grad)
+
+
 def plain_nearest(x: Tensor, k: int) -> Tensor:
     """Find neighbours as the published networks do: all distances, then topk."""
     squares = x.square().sum(1, keepdim=True)
@@ -139,13 +157,16 @@ def layers(bench: Bench) -> None:
     """Compare all forms at N=1024 and k=20, and ours at other sizes."""
     sizes = [(1024, 20), (1024, 10), (1024, 40), (512, 20), (2048, 20), (4096, 20)]
     for num, k in [(64, 5)] if bench.quick else sizes:
+        if not bench.wants("layers", f"N={num}, k={k}"):
+            continue
         first = bench.quick or (num, k) == (1024, 20)
         names = forms(bench, FORMS if first else ("dense", *OURS))
+        cases: dict[str, paired.Work] = {name: Layers(name, num, k, bench.device) for name in names}
+        cases[FLOOR] = Products(num, bench.device)
         bench.compare(
             "layers",
             f"N={num}, k={k}",
-            {name: Layers(name, num, k, bench.device) for name in names},
-            rounds=bench.rounds if num < 4096 else min(bench.rounds, 3),
+            cases,
             goals=goals_at(bench, {"torch": 12, "numba": 20} if (num, k) == (1024, 20) else {}),
             faster=True,
         )
@@ -168,10 +189,14 @@ def memory(bench: Bench) -> None:
         return [paired.peak_mib(work, bench.device)]
 
     for k in ks:
+        if not bench.wants("memory", f"EdgeConv 128-256, N={num}, k={k}"):
+            continue
         names = forms(bench, FORMS)
         found = {n: peak(Layers(n, num, k, bench.device, LAYERS[3:])) for n in names}
         goals = dict.fromkeys(OURS, 1 / 6) if k == 20 else {}
         bench.record("memory", f"EdgeConv 128-256, N={num}, k={k}", "MiB", found, goals=goals)
+    if not bench.wants("memory", f"whole network, N={num}, k={ks[0]}"):
+        return
     names = forms(bench, ("dense", *OURS))
     found = {name: peak(Step(name, num, ks[0], bench.device)) for name in names}
     goals = dict.fromkeys(OURS, 1 / 4)

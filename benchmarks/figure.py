@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.paired import Row
+from benchmarks.kept import Row
 from harness.report.figures import LOOK as _LOOK
 from harness.report.panels import COLOURS as _COLOURS
 
@@ -47,7 +47,8 @@ def draw(rows: Sequence[Row]) -> Figure | None:
             axes = figure.add_axes((left / width, _BELOW / height, *size))
             _draw_column(axes, column, lines)
         one = rows[0]
-        title = f"{one.device}, {one.threads} thread, torch {one.torch}"
+        threads = f"{one.threads} thread{'s' * (one.threads > 1)}"
+        title = f"{one.device}, {threads}, torch {one.torch}"
         figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=9, va="top")
         caption = (
             "Medians of paired ratios to the reference of each heading, quartiles, and goals (|); "

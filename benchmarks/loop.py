@@ -154,6 +154,8 @@ def ours(trainer: Trainer, run: RunDir) -> None:
 def whole(bench: Bench) -> None:
     """Compare whole loops."""
     for name, network in (QUICK if bench.quick else NETWORKS).items():
+        if not bench.wants("train", f"{name}, {STEPS} steps"):
+            continue
         trainer, window, by_hand = pair(network, bench.device)
         pictures = trainer.task.train_data()
         micro, forwards = len(window[0].samples), len(window)
@@ -193,6 +195,8 @@ def start(bench: Bench) -> None:
         "python -c pass": [sys.executable, "-c", "pass"],
         "normbench --help": [*command, "--help"],
     }
+    if not bench.wants("start", "by the clock"):
+        return
     times: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(bench.rounds + 1):
         for name, words in commands.items():

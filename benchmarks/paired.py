@@ -1,18 +1,15 @@
 """Times cases in turn, so that what slows one slows all, and keeps the numbers as rows.
 
-On a CPU the clock is the time of the process, so that others on the machine count less; on a GPU
-it is a pair of CUDA events. A goal says how large a ratio may be at most, or, where nothing is
-compared, the median itself.
+On one thread the clock is the time of the process, so that others on the machine count less; on
+several it is the clock on the wall, and on a GPU a pair of CUDA events. A goal says how large a
+ratio may be at most, or, where nothing is compared, the median itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,64 +18,57 @@ from statistics import median, quantiles
 
 import torch
 
+from benchmarks.kept import Row, merged, read_rows, write_rows
 from harness.environment import cpu_name
 
 Work = Callable[[], object]
-THREADS = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case of one comparison, as a line of the CSV file."""
-
-    benchmark: str
-    part: str
-    case: str
-    size: str
-    unit: str
-    median: float
-    q25: float
-    q75: float
-    reference: str
-    """The case that ``ratio`` is against; empty where nothing is compared."""
-    ratio: float | None
-    """Median of the paired ratios to the reference: smaller is better."""
-    ratio_q25: float | None
-    ratio_q75: float | None
-    goal: float | None
-    """What ``ratio``, or ``median`` where nothing is compared, should be at most."""
-    rounds: int
-    threads: int
-    device: str
-    torch: str
-    numba: str
-    date: str
-
-    @property
-    def group(self) -> tuple[str, str, str, str]:
-        """Return what is measured, and replaced, as a whole."""
-        return self.benchmark, self.part, self.size, self.device
-
-    @property
-    def reached(self) -> bool:
-        """Tell whether the goal, if there is one, is reached."""
-        value = self.median if self.ratio is None else self.ratio
-        return self.goal is None or value <= self.goal
+FEWEST_ROUNDS = 3
+SECONDS = 12.0
+"""A comparison has no further round after these, once it has the fewest."""
 
 
 class Bench:
     """What a benchmark measures with, and its rows so far."""
 
-    def __init__(self, name: str, *, rounds: int, device: str = "cpu", quick: bool = False) -> None:
-        self.name, self.rounds, self.quick = name, rounds, quick
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        name: str,
+        *,
+        rounds: int,
+        seconds: float = SECONDS,
+        device: str = "cpu",
+        quick: bool = False,
+        keep: Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Start without rows.
+
+        Args:
+            name: of the benchmark.
+            rounds: of a comparison, at most.
+            seconds: after which a comparison has no further round.
+            device: where to measure.
+            quick: measure nothing worth keeping.
+            keep: CSV file that gets the rows of every comparison as soon as it is done.
+            resume: leave out what that file has from these versions.
+        """
+        self.name, self.rounds, self.seconds, self.quick = name, rounds, seconds, quick
+        self.device, self.file = torch.device(device), keep
         self.rows: list[Row] = []
         self._absent: set[str] = set()
+        kept = read_rows(keep) if resume and keep and keep.is_file() else []
+        versions = str(torch.__version__), _version("numba")
+        self._done = {row.group for row in kept if (row.torch, row.numba) == versions}
 
     @property
     def device_name(self) -> str:
         cuda = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if cuda else cpu_name()
+
+    def wants(self, part: str, size: str) -> bool:
+        """Tell whether a comparison is still to be measured; ask before costly preparations."""
+        group = self.name, part, size, self.device_name, torch.get_num_threads()
+        return group not in self._done
 
     def has(self, package: str, what: str) -> bool:
         """Tell whether a package is installed; if not, say once what is left out."""
@@ -111,7 +101,7 @@ class Bench:
         goals: Mapping[str, float] | None = None,
         faster: bool = False,
     ) -> None:
-        """Time the cases in turn; ratios are against the first.
+        """Time the cases in turn, unless that is done; ratios are against the first.
 
         Args:
             part: of the benchmark.
@@ -122,8 +112,14 @@ class Bench:
             goals: the largest ratio of a case.
             faster: print how many times as fast a case is, instead of the ratio.
         """
+        if not self.wants(part, size):
+            return
         times: dict[str, list[float]] = {name: [] for name in cases}
+        began = time.monotonic()
         for turn in range((rounds or self.rounds) + warm_up):
+            late = time.monotonic() - began > self.seconds
+            if late and turn >= warm_up + FEWEST_ROUNDS:
+                break
             for name, case in cases.items():
                 spent = milliseconds(case, self.device)
                 if turn >= warm_up:
@@ -174,15 +170,19 @@ class Bench:
                 )
             )
         self.rows += rows
+        if self.file is not None:  # at once, so that little is lost if the next one fails
+            kept = read_rows(self.file) if self.file.is_file() else []
+            write_rows(self.file, merged(kept, rows))
         _show(f"{part}, {size}" if size else part, rows, values, faster=faster)
 
 
 def milliseconds(work: Work, device: torch.device) -> float:
     """Return what ``work`` takes, of the processor or of the GPU."""
     if device.type != "cuda":
-        began = time.process_time()
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        began = clock()
         work()
-        return 1000 * (time.process_time() - began)
+        return 1000 * (clock() - began)
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     first.record()
@@ -254,51 +254,6 @@ def _show(
         print(line, flush=True)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as CSV, numbers with six digits."""
-    from harness.paths import write_atomic
-
-    names = [field.name for field in fields(Row)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        found = (getattr(row, name) for name in names)
-        writer.writerow([f"{one:.6g}" if isinstance(one, float) else one for one in found])
-    write_atomic(path, text.getvalue())
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what ``write_rows`` wrote.
-
-    Raises:
-        ValueError: if the file's columns are others.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        names = [field.name for field in fields(Row)]
-        if reader.fieldnames != names:
-            raise ValueError(f"{path} has other columns than {','.join(names)}: remove it")
-        return [Row(**{name: _parse(name, one[name]) for name in names}) for one in reader]
-
-
-def _parse(name: str, text: str) -> object:
-    kind = next(field.type for field in fields(Row) if field.name == name)
-    if kind == "str":
-        return text
-    if kind == "int":
-        return int(text)
-    return float(text) if text else None
-
-
-def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Return all rows, those of a comparison that was measured again in the place of the old."""
-    again = {row.group for row in new}
-    places = {row.group: place for place, row in reversed([*enumerate((*old, *new))])}
-    rows = [*(row for row in old if row.group not in again), *new]
-    return sorted(rows, key=lambda row: (row.device, places[row.group]))
-
-
 Part = Callable[[Bench], None]
 
 
@@ -309,9 +264,14 @@ def parser(doc: str | None, parts: Mapping[str, Part], *, rounds: int) -> argpar
     )
     found.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     found.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
+    seconds = f"no further round of a comparison after these; default: {SECONDS:g}"
+    found.add_argument("--seconds", type=float, default=SECONDS, help=seconds)
+    found.add_argument("--threads", type=int, default=1, help="default: 1")
     found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     found.add_argument("--quick", action="store_true", help="the smallest sizes; no measurement")
-    found.add_argument("--rows", type=Path, metavar="FILE", help="write the numbers as CSV too")
+    kept = "CSV file for the numbers; a comparison measured again replaces the old one"
+    found.add_argument("--rows", type=Path, metavar="FILE", help=kept)
+    found.add_argument("--resume", action="store_true", help="leave out what FILE has")
     return found
 
 
@@ -325,16 +285,22 @@ def run(name: str, parts: Mapping[str, Part], options: argparse.Namespace) -> Be
         raise SystemExit(f"no such part: {', '.join(sorted(unknown))}; parts: {', '.join(parts)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device: leave out --device cuda")
-    torch.set_num_threads(THREADS)
-    bench = Bench(name, rounds=options.rounds, device=options.device, quick=options.quick)
+    torch.set_num_threads(options.threads)
+    bench = Bench(
+        name,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        device=options.device,
+        quick=options.quick,
+        keep=options.rows,
+        resume=options.resume,
+    )
     print(
-        f"{name}: {bench.device_name}, {THREADS} thread, torch {torch.__version__}, "
-        f"{options.rounds} rounds"
+        f"{name}: {bench.device_name}, {options.threads} thread(s), torch {torch.__version__}, "
+        f"{options.rounds} rounds or {options.seconds:g} s a comparison"
     )
     for part in options.parts or parts:
         parts[part](bench)
-        if options.rows:  # after each, so that little is lost if one fails
-            write_rows(options.rows, bench.rows)
     return bench
 
 

@@ -196,6 +196,8 @@ def growth(
 ) -> None:
     """Rebuild from more and more records."""
     for num in sizes or ((100,) if bench.quick else SIZES):
+        if not bench.wants("rebuild", f"{num} records"):
+            continue
         stages = rebuild(num, definitions, with_figures=with_figures)
         goals = {"all": GOAL_S} if num == GOAL_AT else {}
         bench.record("rebuild", f"{num} records", "s", stages, goals=goals, alone=True)

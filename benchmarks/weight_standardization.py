@@ -2,11 +2,12 @@
 
     python -m benchmarks.weight_standardization [alone] [step] [memory] [evaluation] [--rounds 15]
 
-On the 53 convolutions of ResNet-50, interleaved in one process and on one thread. `alone` is
+On the 53 convolutions of ResNet-50, interleaved in one process. `alone` is
 forward and backward of the standardisation, of all weights after each other (`held`, as in a
 training step, where the results wait for the backward pass) and layer by layer. `step` is a
 training step on images of 224 x 224 without optimiser, relative to the same network with plain
-convolutions; `window K` accumulates K micro-batches of one image.
+convolutions; `window K` accumulates K micro-batches of one image, and in the longest the authors'
+layer stands for the peers, which do the same work in each of its forwards.
 
 The peers: the authors' layer and MMCV's ConvWS2d written anew from their formulas, timm's two
 layers themselves. `plain again` is a second copy of the reference: what it differs by is noise.
@@ -159,9 +160,10 @@ def networks(bench: Bench, window: int) -> dict[str, Network]:
         "plain": Network(bench, ws=False),
         "plain again": Network(bench, ws=False),
         "authors": Network(bench, peer(authors)),
-        "mmcv ConvWS2d": Network(bench, peer(mmcv)),
     }
-    if bench.has("timm", "StdConv2d and ScaledStdConv2d"):
+    if window < max(WINDOWS):
+        cases["mmcv ConvWS2d"] = Network(bench, peer(mmcv))
+    if window < max(WINDOWS) and bench.has("timm", "StdConv2d and ScaledStdConv2d"):
         for name in ("StdConv2d", "ScaledStdConv2d"):
             cases[f"timm {name}"] = Network(bench, timms(name))
     cases["ours, stock torch"] = Network(bench, once=once)
@@ -215,26 +217,24 @@ def step(bench: Bench) -> None:
     """Compare training steps, windows of several micro-batches among them."""
     images = pictures(bench)
     for window, goals in list(WINDOWS.items())[: 1 if bench.quick else None]:
+        if not bench.wants("step", f"window {window}"):
+            continue
 
         def work(network: Network, window: int = window) -> None:
             network.step(images, window)
             network.zero()
 
         cases = {n: partial(work, network) for n, network in networks(bench, window).items()}
-        bench.compare(
-            "step",
-            f"window {window}",
-            cases,
-            rounds=max(min(3, bench.rounds), bench.rounds // window),
-            warm_up=WARM_UP,
-            goals=goals_of(bench, *goals),
-        )
+        bench.compare("step", f"window {window}", cases, warm_up=1, goals=goals_of(bench, *goals))
 
 
 def memory(bench: Bench) -> None:
     """Compare the memory of tensors: the most in a step, and what a forward saves."""
     images = pictures(bench)
     peaks, saved = {}, {}
+    sizes = "peak of a step, window 1", "saved after the forward"
+    if not any(bench.wants("memory", size) for size in sizes):
+        return
     for name, network in networks(bench, 1).items():
         network.step(images, 1)
         network.zero()
@@ -246,8 +246,8 @@ def memory(bench: Bench) -> None:
             saved[name] = [paired.peak_mib(work, bench.device, at_end=True)]
         KEPT.clear()
     goals = {name: 1.03 if "recompute" in name else 1.24 for name in peaks if "ours" in name}
-    bench.record("memory", "peak of a step, window 1", "MiB", peaks, goals=goals)
-    bench.record("memory", "saved after the forward", "MiB", saved)
+    bench.record("memory", sizes[0], "MiB", peaks, goals=goals)
+    bench.record("memory", sizes[1], "MiB", saved)
 
 
 KEPT: list[Tensor] = []
@@ -260,6 +260,8 @@ def forward(network: Network, images: Tensor) -> None:
 
 def evaluation(bench: Bench) -> None:
     """Compare forwards without gradients, of a folded network too."""
+    if not bench.wants("evaluation", "one image"):
+        return
     images = pictures(bench)
     cases = {n: network for n, network in networks(bench, 1).items() if "recompute" not in n}
     folded = copy.deepcopy(cases["ours, stock torch"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from harness.errors import DataError, NormbenchError, UsageError
-from harness.rng import epoch_order, numpy_rng
+from harness.rng import Reseeded, epoch_order
 from harness.stop import held_back, ignore_signals
 from harness.task import GroupedTrainData
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from harness.task import Task, TrainData
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 _MOST_UNREADABLE = 10
 """Samples in a row that are replaced; more than a few damaged files would be another data set."""
 
 
-@dataclass
-class Chunk:
-    """The samples of one forward pass on one device: a micro-batch, or several at once."""
+class Chunk(NamedTuple):
+    """The samples of one forward pass on one device: a micro-batch, or several at once.
+
+    A tuple, so that the loader finds the tensors of its batch when it pins memory.
+    """
 
     samples: list[int]
     batch: Any
@@ -151,6 +154,7 @@ class Steps(Dataset[list[Chunk]]):
         self.task, self.data, self.spec = task, data, spec
         self.chunk, self.rank, self.world = chunk, rank, world
         self.groups = data.groups if isinstance(data, GroupedTrainData) else None
+        self._rng = Reseeded()
 
     def __len__(self) -> int:
         """Return the number of optimiser steps of the run."""
@@ -189,9 +193,8 @@ class Steps(Dataset[list[Chunk]]):
         before = len(unreadable)
         for candidate in self._candidates(index):
             try:
-                return self.data.sample(
-                    candidate, numpy_rng("augment", self.spec.seed, epoch, index)
-                )
+                rng = self._rng("augment", self.spec.seed, epoch, index)
+                return self.data.sample(candidate, rng)
             except DataError as error:
                 if self.spec.data.on_corrupt == "error":
                     raise
@@ -208,18 +211,57 @@ class Steps(Dataset[list[Chunk]]):
         yield from islice(alike, _MOST_UNREADABLE)
 
 
-def feed(steps: Steps, start: int) -> Iterator[list[Chunk]]:
-    """Iterate over the steps from ``start`` on, prepared ahead by ``exec.workers`` processes."""
-    return ahead(steps, range(start, len(steps)), steps.spec.exec.workers)
+def feed(steps: Steps, start: int, device: torch.device | None = None) -> Iterator[list[Chunk]]:
+    """Iterate over the steps from ``start`` on, prepared ahead by ``exec.workers`` processes.
+
+    These live as long as the training: it is one pass over its steps, whatever the epochs.
+    """
+    numbers, options = range(start, len(steps)), steps.spec.exec
+    return ahead(steps, numbers, options.workers, prefetch=options.prefetch, device=device)
 
 
-def ahead(items: Dataset[T], numbers: Iterable[int], workers: int) -> Iterator[T]:
+class EvaluationSamples(Dataset[T]):
+    """Map-style over what a split's ``evaluation_sample`` returns."""
+
+    def __init__(self, split: EvaluationSplit[T]) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> T:
+        return self.split.evaluation_sample(index)
+
+
+class EvaluationSplit(Protocol[T_co]):
+    """Samples as an evaluation sees them: resized as the protocol says, not augmented."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def evaluation_sample(self, index: int) -> T_co:
+        """Return sample ``index``."""
+        ...
+
+
+def ahead(
+    items: Dataset[T],
+    numbers: Iterable[int],
+    workers: int,
+    *,
+    prefetch: int = 2,
+    device: torch.device | None = None,
+) -> Iterator[T]:
     """Iterate over items of a map-style data set, prepared ahead by processes.
 
     Args:
         items: the data set.
         numbers: which of its items, in order.
         workers: processes that prepare them; 0 = in this one.
+        prefetch: items that each process has ready at most.
+        device: where items go next. Tensors for a GPU are put into pinned memory, from which they
+            are copied while it computes.
 
     Raises:
         NormbenchError: as an item raises it, in its one line also out of another process.
@@ -229,6 +271,8 @@ def ahead(items: Dataset[T], numbers: Iterable[int], workers: int) -> Iterator[T
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=ignore_signals,
         collate_fn=_as_is,
     )

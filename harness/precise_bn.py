@@ -90,7 +90,7 @@ def estimate(trainer: Trainer, progress: Callable[[str, int, int], None]) -> int
     images = 0.0
     trainer.model.train()
     try:
-        for step, window in enumerate(feed(steps, spec.steps), start=spec.steps):
+        for step, window in enumerate(feed(steps, spec.steps, trainer.device), start=spec.steps):
             for chunk in window:
                 images += len(chunk.samples) if chunk.counts else 0
                 for one in moments.values():

@@ -182,6 +182,7 @@ class ExecSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = all cores")
     workers: int = Field(0, ge=0, description="processes that load data; 0 = in the run's own")
+    prefetch: int = Field(2, ge=1, description="steps that each of these processes has ready")
     chunk: Literal["auto", "micro"] | PositiveInt = Field(
         "auto", description="images per forward where that changes no number; micro = batch.micro"
     )

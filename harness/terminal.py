@@ -76,11 +76,13 @@ def _one_run(record: Record) -> Table:
 
 def _several_runs(records: Sequence[Record]) -> Table:
     names = list(dict.fromkeys(metric.name for record in records for metric in record.metrics))
-    table = new_table("", "run", *map(escape, names), "wall", numbers=(*map(escape, names), "wall"))
+    numbers = *map(escape, names), "wall", "data wait"
+    table = new_table("", "run", *numbers, numbers=numbers)
     for record in records:
         values = {metric.name: f"{metric.value:.2f}" for metric in record.metrics}
         cells = [values.get(name, "-") for name in names]
-        table.add_row(escape(record.run_id), *cells, clock(record.wall_s))
+        waits = f"{100 * record.data_wait_share:.0f} %"
+        table.add_row(escape(record.run_id), *cells, clock(record.wall_s), waits)
     return table
 
 

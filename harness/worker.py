@@ -33,6 +33,7 @@ from harness.identity import cell_id, science, stat_batch
 from harness.init import load_init
 from harness.journal import Journal
 from harness.loop import Trainer, peak_memory_mib, train
+from harness.norm import together
 from harness.norm.audit import NormAudit, refresh_trainable, remark
 from harness.norm.catalogue import NORMS
 from harness.norm.surgery import apply_norm
@@ -97,6 +98,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
         if content is not None:
             trainer.restore(content)
             remarks.append(f"resumed at step {trainer.progress.step} of {spec.steps}")
+        if spec.exec.ws_once and (note := together.remark(trainer.model)):
+            remarks.append(note)
         where = environment(_device_name(device), torch.get_num_threads(), ranks.world)
         if content is not None:
             remarks += _carry_changes(run, where)

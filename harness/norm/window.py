@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from harness.norm import together
 from harness.norm.standardize import recipe
 from harness.norm.weight_standardization import WeightStandardized
 
@@ -21,28 +22,40 @@ from harness.norm.weight_standardization import WeightStandardized
 def standardised_once(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """Let every forward inside the block share one standardisation of each weight.
 
-    The gradient of the raw weights is complete once the block has ended without an error.
+    The gradient of the raw weights is complete once the block has ended without an error. On CUDA,
+    all layers are standardised together where they can be (``harness.norm.together``).
 
     Args:
         model: a model with weight-standardised layers; without any, nothing happens.
         enabled: False leaves the layers to standardise in every forward.
     """
     layers = [m for m in model.modules() if isinstance(m, WeightStandardized)] if enabled else []
+    # Else one by one, so that the memory of each gradient serves the next.
+    bundles = together.bundles(layers)
     shared = []
     try:
-        for layer in layers:
-            standardised = layer.standardized_weight()
-            layer.shared = standardised.detach().requires_grad_(standardised.requires_grad)
-            shared.append((standardised, layer.shared))
+        for bundle in bundles:
+            results = together.standardize(bundle)
+            leaves = [one.detach().requires_grad_(one.requires_grad) for one in results]
+            for layer, leaf in zip(bundle, leaves, strict=True):
+                layer.shared = leaf
+            shared.append((results, leaves))
         yield
-        # One by one, so that the memory of each gradient serves the next.
-        for standardised, leaf in shared:
-            gradient, leaf.grad = leaf.grad, None
-            if gradient is not None:
-                standardised.backward(gradient)
+        for results, leaves in shared:
+            _backward(results, leaves)
     finally:
         for layer in layers:
             layer.__dict__.pop("shared", None)
+
+
+def _backward(results: list[Tensor], leaves: list[Tensor]) -> None:
+    """Pass the gradients of the leaves, of those that have one, through the standardisation."""
+    used = [place for place, leaf in enumerate(leaves) if leaf.grad is not None]
+    gradients = [leaves[place].grad for place in used]
+    for leaf in leaves:
+        leaf.grad = None
+    if used:
+        torch.autograd.backward([results[place] for place in used], gradients)
 
 
 def standardised_again(enabled: bool = True) -> AbstractContextManager[object]:

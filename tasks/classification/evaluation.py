@@ -42,9 +42,11 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(pixels), torch.tensor(labels)
 
 
-def _batches(images: FolderImages, workers: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    images: FolderImages, workers: int, share: Share, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     batches = _Batches(images)
-    return ahead(batches, share.of(len(batches)), workers)
+    return ahead(batches, share.of(len(batches)), workers, device=device)
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> dict[int, int]:
@@ -78,8 +80,9 @@ def evaluate(
     hits: Counter[int] = Counter()
     done = 0
     with torch.no_grad():
-        for pixels, labels in _batches(images, workers, share):
-            batch = normalise(pixels.to(device), images.data.mean, images.data.std, dtype)
+        for pixels, labels in _batches(images, workers, share, device):
+            pixels = pixels.to(device, non_blocking=True)
+            batch = normalise(pixels, images.data.mean, images.data.std, dtype)
             hits.update(count_hits(logits_of(model, batch), labels.to(device)))
             done += len(labels) * share.world
             progress("evaluate", min(done, len(images)), len(images))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +179,11 @@ def normalise(
     images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
 ) -> Tensor:
     """Bring bytes (B, 3, H, W) to zero mean and unit deviation, in the order torchvision does."""
-    shape = (1, -1, 1, 1)
-    shift = torch.tensor(mean, dtype=dtype, device=images.device).view(shape)
-    scale = torch.tensor(std, dtype=dtype, device=images.device).view(shape)
+    shift, scale = (_by_channel(values, dtype, images.device) for values in (mean, std))
     return images.to(dtype).div_(255).sub_(shift).div_(scale)
+
+
+@lru_cache(maxsize=8)
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (1, C, 1, 1); kept, because every forward needs it."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)

@@ -73,7 +73,8 @@ class ClassificationTask:
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Move pictures, as bytes, and classes."""
-        return batch[0].to(device), batch[1].to(device)
+        pixels, labels = batch
+        return pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of pictures."""

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from harness.feed import EvaluationSamples, ahead
 from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.detection import coco, maskrcnn_benchmark
@@ -33,6 +34,8 @@ def predict(
     category_ids: Sequence[int],
     progress: Progress,
     share: Share = ALONE,
+    *,
+    workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the model's detections in COCO's result format, image by image.
 
@@ -42,19 +45,20 @@ def predict(
         category_ids: the data's id of each of the model's classes.
         progress: told of every image.
         share: which of the images.
+        workers: processes that read the images ahead; 0 = none.
     """
-    for index in share.of(len(images)):
-        yield from detections(model, images, index, category_ids)
+    own = share.of(len(images))
+    for index, sample in zip(own, ahead(EvaluationSamples(images), own, workers), strict=True):
+        yield from detections(model, sample, category_ids, pixels=images.pixels)
         progress("evaluate", index + 1, len(images))
 
 
 def detections(
-    model: nn.Module, images: CocoImages, index: int, category_ids: Sequence[int]
+    model: nn.Module, sample: Sample, category_ids: Sequence[int], *, pixels: bool
 ) -> Iterator[dict[str, Any]]:
-    """Iterate over the model's detections in one image."""
-    sample = images.evaluation_sample(index)
+    """Iterate over the model's detections in one image, as ``evaluation_sample`` gives it."""
     with torch.no_grad():
-        instances = _detect(model, sample, pixels=images.pixels).to("cpu")
+        instances = _detect(model, sample, pixels=pixels).to("cpu")
     for result in instances_to_coco_json(instances, sample["image_id"]):
         yield result | {"category_id": category_ids[result["category_id"]]}
 

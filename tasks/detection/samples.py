@@ -28,11 +28,9 @@ def samples(
         record = images.record(index)
         picture = read_rgb(Path(record["file_name"]))
         objects = truth.by_image.get(record["image_id"], [])
-        found = [
-            one
-            for one in evaluation.detections(model, images, index, ids)
-            if one["score"] >= _SCORE
-        ]
+        seen = images.evaluation_sample(index)
+        every = evaluation.detections(model, seen, ids, pixels=images.pixels)
+        found = [one for one in every if one["score"] >= _SCORE]
         drawn.append(
             Sample(
                 name=Path(record["file_name"]).name,

@@ -51,6 +51,7 @@ class DetectionTask:
         assert isinstance(spec.data, DetectionData)
         assert isinstance(spec.loss, DetectionLoss)
         self.model, self.data, self.losses = spec.model, spec.data, spec.loss
+        self.workers = spec.exec.workers
         self.masks = architecture(spec.model.name).masks
         if root is None:
             self.num_classes = len(CATEGORIES) if self.data.embedded else _NUM_COCO_CLASSES
@@ -91,7 +92,10 @@ class DetectionTask:
         """Move images and instances."""
         return [
             sample
-            | {"image": sample["image"].to(device), "instances": sample["instances"].to(device)}
+            | {
+                "image": sample["image"].to(device, non_blocking=True),
+                "instances": sample["instances"].to(device),
+            }
             for sample in batch
         ]
 
@@ -112,8 +116,9 @@ class DetectionTask:
         """Measure box and, where there are masks, mask AP on all of ``val2017``."""
         model.eval()
         images, ids = self._val_images, self.category_ids
-        own = list(evaluation.predict(model, images, ids, progress, share))
-        results = evaluation.in_order(share.gather(own), [one["id"] for one in self._val.images])
+        found = evaluation.predict(model, images, ids, progress, share, workers=self.workers)
+        everyones = share.gather(list(found))
+        results = evaluation.in_order(everyones, [one["id"] for one in self._val.images])
         return evaluation.score(evaluation.ground_truth(self._val), results, masks=self.masks)
 
     def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:

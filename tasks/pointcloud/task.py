@@ -104,7 +104,8 @@ class PointcloudTask:
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Move clouds and labels."""
-        return batch[0].to(device), batch[1].to(device)
+        points, labels = batch
+        return points.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return the number of clouds."""

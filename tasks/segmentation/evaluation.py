@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from harness.feed import EvaluationSamples, ahead
 from harness.share import ALONE, Share
 from harness.task import Metric, Progress
 from tasks.segmentation.dataset import VocImages
@@ -39,6 +40,8 @@ def predict(
     progress: Progress,
     out: Path | None,
     share: Share = ALONE,
+    *,
+    workers: int = 0,
 ) -> Counts:
     """Return the confusion matrix of a model over a share of ``images``, one at a time.
 
@@ -49,29 +52,32 @@ def predict(
         progress: told of every image.
         out: folder for the predicted masks, created; None keeps none.
         share: which of the images.
+        workers: processes that read the images ahead; 0 = none.
     """
     counts = np.zeros((images.num_classes, images.num_classes), dtype=np.int64)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for index in share.of(len(images)):
-        pair = images.pairs[index]
-        found, truth = label_pixels(model, images, index, device)
+    own = share.of(len(images))
+    samples = ahead(EvaluationSamples(images), own, workers, device=device)
+    for index, (image, truth) in zip(own, samples, strict=True):
+        found = label_pixels(model, image, truth, device)
         counts += confusion(truth, found, images.num_classes)
         if out is not None:
-            save_mask(found, out / f"{pair.name}.png")
+            save_mask(found, out / f"{images.pairs[index].name}.png")
         progress("evaluate", index + 1, len(images))
     return counts
 
 
 def label_pixels(
-    model: nn.Module, images: VocImages, index: int, device: torch.device
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the class that a model gives each pixel of an image, and the true one, both (H, W)."""
-    image, truth = images.evaluation_sample(index)
+    model: nn.Module, image: Tensor, truth: NDArray[np.uint8], device: torch.device
+) -> NDArray[np.uint8]:
+    """Return the class that a model gives each pixel of an image, (H, W) as the true ones."""
     with torch.no_grad():
-        logits = model(image[None].to(device, next(model.parameters()).dtype))
+        dtype = next(model.parameters()).dtype
+        logits = model(image[None].to(device, dtype, non_blocking=True))
     height, width = truth.shape
-    return logits[0, :, :height, :width].argmax(0).to(torch.uint8).cpu().numpy(), truth
+    found: NDArray[np.uint8] = logits[0, :, :height, :width].argmax(0).to(torch.uint8).cpu().numpy()
+    return found
 
 
 def score(counts: Counts, num_images: int) -> list[Metric]:

@@ -33,7 +33,8 @@ def samples(
     for index in spread(len(images), num):
         pair = images.pairs[index]
         picture, _ = read_pair(pair, images.num_classes)
-        found, truth = label_pixels(model, images, index, device)
+        image, truth = images.evaluation_sample(index)
+        found = label_pixels(model, image, truth, device)
         counts = confusion(truth, found, images.num_classes)
         right = 100 * np.diag(counts).sum() / max(1, counts.sum())
         drawn.append(

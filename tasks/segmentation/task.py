@@ -42,7 +42,7 @@ class SegmentationTask:
     def __init__(self, spec: Spec, root: Path | None) -> None:
         assert isinstance(spec.model, SegmentationModel)
         assert isinstance(spec.data, SegmentationData)
-        self.model, self.data = spec.model, spec.data
+        self.model, self.data, self.workers = spec.model, spec.data, spec.exec.workers
         self.bare = BARE[self.model.head]
         if root is None:
             embedded = self.data.embedded and self.data.root is None
@@ -98,9 +98,10 @@ class SegmentationTask:
         """Measure mIoU on ``val``; keep the predicted masks if asked to."""
         model.eval()
         folder = self.out / "predictions" if self.out and self.data.save_predictions else None
-        counts = evaluation.predict(model, self._val_images, device, progress, folder, share)
+        images, workers = self._val_images, self.workers
+        counts = evaluation.predict(model, images, device, progress, folder, share, workers=workers)
         every = np.stack(share.gather(counts)).sum(0)
-        return evaluation.score(every, len(self._val_images))
+        return evaluation.score(every, len(images))
 
     def samples(self, model: nn.Module, device: torch.device, num: int) -> list[Sampled]:
         """Draw images of ``val`` under the classes that the model sees in them."""

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from harness import feed
 from harness.errors import UsageError
-from harness.feed import grouped_order, split_step, step_samples, steps_per_epoch
-from harness.rng import derive, epoch_order, numpy_rng
+from harness.feed import (
+    Chunk,
+    EvaluationSamples,
+    ahead,
+    grouped_order,
+    split_step,
+    step_samples,
+    steps_per_epoch,
+)
+from harness.rng import Reseeded, derive, epoch_order, numpy_rng
 
 
 def test_an_epoch_visits_every_sample_once_and_keeps_the_tail():
@@ -96,3 +107,54 @@ def test_streams_are_frozen():
     assert derive("order", 0, 0) == 8588683713679869937
     assert epoch_order(0, 0, 8).tolist() == [4, 5, 1, 2, 3, 0, 7, 6]
     assert numpy_rng("augment", 0, 0, 3).rand() == 0.6630302725729846
+
+
+def test_a_reseeded_generator_has_the_streams_of_new_ones():
+    again = Reseeded()
+    for key in (("augment", 0, 0, 3), ("augment", 0, 0, 4), ("augment", 0, 0, 3)):
+        one, other = again(*key), numpy_rng(*key)
+        for rng in (one, other):
+            rng.normal()  # leaves half a pair of normals behind
+        assert one.normal() == other.normal()
+        assert one.randint(0, 1000, 5).tolist() == other.randint(0, 1000, 5).tolist()
+        one.normal()  # the other half must not reach the next key
+
+
+class Numbers:
+    """Three tensors, as a data set and as what an evaluation sees."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def evaluation_sample(self, index: int) -> tuple[int, torch.Tensor]:
+        return index, torch.full((2,), index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_samples_come_in_order(workers: int):
+    found = list(ahead(EvaluationSamples(Numbers()), range(3), workers, prefetch=1))
+    assert [index for index, _ in found] == [0, 1, 2]
+    assert [value.tolist() for _, value in found] == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_a_gpu(device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch):
+    made: list[dict[str, object]] = []
+
+    def loader(items: object, **options: object) -> list[object]:
+        made.append(options)
+        return []
+
+    monkeypatch.setattr(feed, "DataLoader", loader)
+    list(ahead(EvaluationSamples(Numbers()), range(3), 2, prefetch=5, device=torch.device(device)))
+    assert (made[0]["pin_memory"], made[0]["prefetch_factor"]) == (pinned, 5)
+
+
+def test_the_loader_finds_the_tensors_of_a_chunk(monkeypatch: pytest.MonkeyPatch):
+    """What torch's loader does to pin, less the GPU."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, device=None: self + 1)
+    (chunk,) = pin_memory([Chunk([4], (torch.zeros(2), {"x": torch.zeros(1)}), ("why",))])
+    assert isinstance(chunk, Chunk)
+    assert (chunk.samples, chunk.unreadable) == ([4], ("why",))
+    assert chunk.batch[0].tolist() == [1, 1]
+    assert chunk.batch[1]["x"].tolist() == [1]

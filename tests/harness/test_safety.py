@@ -186,7 +186,11 @@ def test_markup_is_shown_not_obeyed(tmp_path, toy, capsys):
     console = Console(width=400)
     console.print(result_table([found]))
     console.print(result_table([found, found]))
-    assert capsys.readouterr().out.count(name) >= 4
+    shown = capsys.readouterr().out
+    assert shown.count(name) >= 4
+    share = f"{100 * record.data_wait_share:.0f} %"
+    assert f"{share} waiting for data" in shown
+    assert "data wait" in shown
     run = RunDir(tmp_path, "[red]r[bold]")
     run.path.mkdir()
     run.spec.write_text("steps: 3")

@@ -1,0 +1,108 @@
+"""All layers in one launch: Triton's kernels, interpreted, compiled, and on a GPU where one is."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.norm import together
+from harness.norm.weight_standardization import WSConv2d
+from harness.norm.window import standardised_once
+from tests.norm.nets import net_2d, randomise_norms
+from tests.norm.switching import switched
+
+CPU = torch.device("cpu")
+
+
+def test_kernels_are_exact_in_the_interpreter():
+    """The flag counts while the kernels are imported, hence a process of its own."""
+    pytest.importorskip("triton")
+    cases = Path(__file__).with_name("triton_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_kernels_compile_for_a_gpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Down to machine code, for which no GPU is needed."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from harness.norm import triton_rows
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(triton_rows, name)
+    number = triton.language.float32
+    constants = {"number": number, "wide": number, "block": triton_rows._BLOCK}
+    types = {
+        "addresses": "*i64",
+        "denominators": "*fp64",
+        "moments": "*fp32",
+        "num_layers": "i32",
+        "num_rows": "i32",
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    signature = {one: types.get(one, "*i32") for one in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants)
+    target = GPUTarget("cuda", 80, 32)
+    done = triton.compile(source, target=target, options={"enable_fp_fusion": False})
+    assert done.asm["cubin"]
+
+
+def test_on_a_cpu_each_layer_is_alone():
+    layers = [WSConv2d(2, 3, 1), WSConv2d(3, 2, 1)]
+    assert together.bundles(layers) == [[layer] for layer in layers]
+    assert together.remark(layers[0]) is None
+
+
+def test_what_keeps_triton_from_running_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(together, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(together, "find_spec", lambda name: None)
+    together.obstacle.cache_clear()
+    try:
+        layer = WSConv2d(2, 3, 1)
+        assert not together.fits(layer)
+        expected = "layer by layer, with torch's kernels: triton is not installed"
+        assert expected in together.remark(layer)
+        monkeypatch.undo()
+        monkeypatch.setattr(together, "_DEVICES", ("cpu",))
+        together.obstacle.cache_clear()
+        assert "triton" in together.obstacle(CPU)  # no GPU's tensor: whatever the reason, said
+    finally:
+        together.obstacle.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_window_on_a_gpu(dtype: torch.dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = torch.device("cuda")
+    assert together.obstacle(device) is None
+    model = switched(randomise_norms(net_2d()), "gn_ws").to(device, dtype)
+    inputs = [torch.randn(2, 3, 5, 5, device=device, dtype=dtype) for _ in range(2)]
+    found = []
+    for once in (False, True):
+        own = copy.deepcopy(model)
+        with standardised_once(own, once):
+            for x in inputs:
+                own(x).tanh().sum().backward()
+        found.append({name: p.grad for name, p in own.named_parameters()})
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=tolerance, atol=tolerance)
