@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from harness import launchers, placement
 from harness.errors import UsageError
 from harness.identity import run_id
 from harness.jobscript import slurm_script
-from harness.launch import Rendezvous, command
+from harness.launch import Rendezvous, Running, command
 from harness.placement import Gpu, Placement, visible_gpus
 from harness.plan import PlannedRun
 from harness.record import RunDir, read_record
+from harness.registry import task_info
 from harness.slurm import OPTIONS, Slurm, minutes
 from harness.spec import build, parse_words
 from tests.handed import Site
@@ -103,6 +105,22 @@ def test_nodes_meet_where_they_are_told(toy, tmp_path):
         "--rdzv-id=7",
         "--nproc-per-node=2",
     ]
+
+
+@pytest.mark.slow
+def test_two_nodes_share_a_run(tmp_path):
+    """Two torchruns of one process each, that know nothing of each other but the endpoint."""
+    words = ["preset=smoke", "devices=2", "batch.micro=1", "exec.device=cpu", "exec.threads=1"]
+    spec = build("classification", parse_words(words))
+    root = task_info("classification").prepare(spec, lambda *_: None)
+    one = PlannedRun(spec, RunDir(tmp_path, run_id(spec)), "todo")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        there = Rendezvous(2, f"127.0.0.1:{free.getsockname()[1]}", "test")
+    nodes = [Running(one, root, 1, rendezvous=there) for _ in range(2)]
+    wait_until(lambda: all(node.ended for node in nodes), 500)
+    assert [node.outcome(None).exit_code for node in nodes] == [0, 0], one.run.log.read_text()
+    assert read_record(one.run.record).environment["world"] == 2
 
 
 def test_each_run_gets_the_emptiest_gpus(toy, tmp_path):
