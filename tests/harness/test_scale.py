@@ -1,4 +1,4 @@
-"""Thousands of runs: processor time of planning and collecting, a fifth of what is promised."""
+"""Thousands of runs: what planning and collecting them takes, and what making them would."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import time
 from pathlib import Path
 
 from harness.collect import read_records, write_csv
+from harness.estimate import Estimate
 from harness.plan import plan
 from harness.record import RunDir, read_record
+from harness.report.definition import choose
+from harness.reproduce import _costs, needed
 from harness.terminal import plan_lines
 
 NUM = 2000
@@ -37,3 +40,28 @@ def test_ten_thousand_records_are_collected_in_ten_seconds(tmp_path):
     seconds = time.process_time() - began
     assert (len(records), warnings) == (NUM, [])
     assert seconds * 10_000 / NUM < 10
+
+
+TABLES = """\
+mini:
+  one: &one
+    task: toy
+    title: One
+    metrics: [pixel_acc]
+    seeds: 0..3
+    rows: {norm: [gn, gn_ws]}
+    reference: gn
+  other: {<<: *one, rows: {norm: [bn]}, reference: bn}
+"""
+
+
+def test_a_plan_says_the_device_hours_of_each_table(toy, tmp_path):
+    """Half an hour on each of two devices; a kind of unknown length is not guessed."""
+    path = tmp_path / "tables.yaml"
+    path.write_text(TABLES)
+    tables, pairs = choose(["one", "other"], ["devices=2"], every=False, path=path)
+    shown = needed(tables, pairs, tmp_path)
+    known = {cell.id: Estimate(1800, 1, "5 steps") for cell in shown if cell.table == "one"}
+    costs = _costs(shown, known)
+    rows = list(zip(*(column.cells for column in costs.columns), strict=True))
+    assert rows == [("one", "8", "8", "8.00", "8.00"), ("other", "4", "4", "?", "?")]
