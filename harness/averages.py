@@ -81,8 +81,11 @@ class RunningAverages:
             total = before[0] + (after[:, 0] - before[0]).sum()
             norm.num_batches_tracked.copy_(total)  # type: ignore[union-attr]
         for buffer in self.averaged:
-            mean = everyone[:, place : place + buffer.numel()].mean(0)
-            buffer.copy_(mean.view_as(buffer))
+            own = slice(place, place + buffer.numel())
+            before = self._before[own]
+            # By the change, so that constants (frozen norms) stay what they are to the bit.
+            moved = before + (everyone[:, own] - before).mean(0)
+            buffer.copy_(moved.view_as(buffer))
             place += buffer.numel()
 
 

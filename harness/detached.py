@@ -8,11 +8,11 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 from rich.console import Console
 
@@ -45,7 +45,7 @@ class Local:
     ) -> dict[str, str]:
         """Start the process; its output goes to ``jobs/local-*.log`` in the results folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f"local-{time.time_ns()}.log"
+        log = self.folder / f"local-{uuid4().hex}.log"
         told = {cell.run.id: str(roots[cell.run.id].resolve()) for cell in cells}
         log.with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
         count = jobs or default_jobs(cells)

@@ -23,6 +23,8 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE
 )
 """In messages of torch's CPU allocator, CUDA, cuDNN and cuBLAS, which are plain RuntimeErrors."""
+_LOST_RANK = re.compile(r"Connection (closed|reset) by peer|NCCL.*remote process exited", re.DOTALL)
+"""What a collective of gloo, or of NCCL, says once a process that took part is gone."""
 _DEAD_LOADER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(.*)", re.DOTALL)
 
 
@@ -119,6 +121,10 @@ def explain(error: Exception, log: Path) -> NormbenchError:
         return NormbenchError(
             f"a process that loads data died ({how}), often for want of memory: the same command "
             "resumes; lower exec.workers if it happens again"
+        )
+    if _LOST_RANK.search(str(error)):
+        return NormbenchError(
+            f"another process of this run ended, and {log} may say why; the same command resumes"
         )
     return NormbenchError(f"{type(error).__name__}: {_reason(error)} (see {log})")
 

@@ -59,6 +59,8 @@ def slurm_script(
         ")",
         "run=${runs[2 * SLURM_ARRAY_TASK_ID]} data=${runs[2 * SLURM_ARRAY_TASK_ID + 1]}",
         "",
+        f"export OMP_NUM_THREADS={max(1, asked['cpus_per_task'] // cells[0].spec.devices)}",
+        "",
         "# 75: told to stop, saved, and to be gone on with.",
         f'srun {quote(sys.executable)} -m harness.jobrun "$run" "$data"',
         "status=$?",

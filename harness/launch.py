@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.journal import JournalReader
 from harness.paths import write_atomic
+from harness.placement import usable_cores
 from harness.plan import PlannedRun
 from harness.progress import Display, clock
 from harness.record import RunDir
@@ -275,7 +276,9 @@ def launch(cell: PlannedRun, data_root: Path, show: Display) -> Outcome:
     """Run one cell to its end in a subprocess, showing its progress."""
     running: list[Running] = []
     with Forward(lambda: running, show.say) as forward:
-        one = Running(cell, data_root)
+        # torchrun would give each of several processes one thread.
+        shared = cell.spec.devices > 1 and not cell.spec.exec.threads
+        one = Running(cell, data_root, usable_cores() if shared else None)
         running.append(one)
         while not one.ended:
             for row in one.news():

@@ -42,6 +42,8 @@ OPTIONS: dict[str, str] = {
 }
 _NUMBERS = ("gpus_per_run", "cpus_per_run", "mem_gb", "nodes", "signal_s")
 _MOST_SITTINGS = 1000
+_MOST_IN_ARRAY = 1000
+"""Slurm's MaxArraySize is 1001 unless a site changed it."""
 _SAVING_S = 600.0
 """How long a job waits for its worker to save; Slurm's own limit usually comes first."""
 
@@ -65,7 +67,7 @@ class Slurm:
     def submit(
         self, cells: Sequence[PlannedRun], roots: Mapping[str, Path], jobs: int | None
     ) -> dict[str, str]:
-        """Submit one array for all runs that need the same."""
+        """Submit an array for the runs that need the same, or several of a thousand each."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -78,13 +80,14 @@ class Slurm:
                 self.folder / "%j", cluster="slurm", slurm_max_num_timeout=_MOST_SITTINGS
             )
             executor.update_parameters(**self.parameters(group[0], jobs or len(group)))
-            tasks = [_task(cell, roots) for cell in group]
-            try:
-                made = executor.submit_array(tasks)
-            except (FailedJobError, FailedSubmissionError) as error:
-                reason = str(error).strip().splitlines()[-1:] or ["no reason given"]
-                raise UsageError(f"sbatch refused the jobs: {reason[0]}") from None
-            names |= {cell.run.id: job.job_id for cell, job in zip(group, made, strict=True)}
+            for start in range(0, len(group), _MOST_IN_ARRAY):
+                part = group[start : start + _MOST_IN_ARRAY]
+                try:
+                    made = executor.submit_array([_task(cell, roots) for cell in part])
+                except (FailedJobError, FailedSubmissionError) as error:
+                    reason = str(error).strip().splitlines()[-1:] or ["no reason given"]
+                    raise UsageError(f"sbatch refused the jobs: {reason[0]}") from None
+                names |= {cell.run.id: job.job_id for cell, job in zip(part, made, strict=True)}
         return names
 
     def parameters(self, cell: PlannedRun, jobs: int) -> dict[str, Any]:

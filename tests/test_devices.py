@@ -17,9 +17,11 @@ import torch
 from harness import worker
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks
-from harness.errors import Interrupted
+from harness.errors import DataError, Diverged, Interrupted
+from harness.evaluation import evaluate as measure
 from harness.feed import Steps
 from harness.identity import run_id
+from harness.journal import Journal
 from harness.loop import Trainer
 from harness.record import RunDir, read_record
 from harness.registry import task_class, task_info
@@ -280,3 +282,48 @@ def test_a_run_goes_on_with_another_number_of_devices(toy, tmp_path, norm, alone
     first, second = read_record(whole.record), read_record(runs[-1].record)
     assert first.metrics == second.metrics
     assert (first.num_resumed, second.num_resumed) == (0, 3)
+
+
+def test_all_ranks_hear_of_one_that_cannot_go_on(toy, tmp_path):
+    """A library that refuses a number on one rank, and an image that one rank cannot read."""
+    spec = build("toy", parse_words(["devices=2", "batch.micro=2", "exec.device=cpu"]))
+
+    def work() -> list[str]:
+        ranks = Ranks(CPU)
+        working = task_class(task_info("toy"))(spec, tmp_path)
+        model, _ = worker.build_model(working, spec)
+        trainer = Trainer(working, model.double().train(), spec, ranks, CPU, chunk=4)
+        data = working.train_data()
+        steps = Steps(working, data, spec, chunk=4, rank=ranks.rank, world=2)
+        heard = []
+        if ranks.rank == 1:
+            loss, calls = working.loss, iter([True])
+
+            def refuse(model: Any, batch: Any) -> Any:
+                if next(calls, False):
+                    raise FloatingPointError
+                return loss(model, batch)
+
+            working.loss = refuse
+        try:
+            trainer.step(steps[0], 0)
+        except Diverged as error:
+            heard.append(str(error))
+        trainer.optimizer.zero_grad()
+        trainer.step(steps[0], 0)
+        if ranks.rank == 1:
+
+            def evaluate(*_: Any) -> Any:
+                raise DataError("7.png is broken")
+
+            working.evaluate = evaluate
+        try:
+            measure(trainer, Journal(RunDir(tmp_path, "x").metrics, 0, False), Once(None))
+        except DataError as error:
+            heard.append(str(error))
+        ranks.close()
+        return heard
+
+    for first, second in in_ranks(2, work, tmp_path / "ranks"):
+        assert "at step 0 is not finite" in first
+        assert second == "7.png is broken"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from harness import launchers, placement
 from harness.errors import UsageError
 from harness.identity import run_id
+from harness.inspect import status_table
+from harness.jobs import cancel, hand_over
 from harness.jobscript import slurm_script
-from harness.launch import Rendezvous, command
+from harness.launch import Rendezvous, Running, command
 from harness.placement import Gpu, Placement, visible_gpus
 from harness.plan import PlannedRun
 from harness.record import RunDir, read_record
+from harness.registry import task_info
 from harness.slurm import OPTIONS, Slurm, minutes
 from harness.spec import build, parse_words
 from tests.handed import Site
@@ -46,6 +52,51 @@ def test_a_process_left_behind_makes_the_runs(tmp_path):
     site.slow.unlink()
     site.normbench("retry", run.id)
     assert read_record(run.record).num_resumed == 1
+
+
+class MySite:
+    """A launcher of another package, whose jobs wait for ever."""
+
+    options: ClassVar[dict[str, str]] = {"queue": "where to wait"}
+    waiting: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, results, options) -> None:
+        self.queue = options.get("queue", "any")
+
+    def submit(self, cells, roots, jobs) -> dict[str, str]:
+        names = {one.run.id: f"{self.queue}-{one.spec.seed}" for one in cells}
+        self.waiting.update(dict.fromkeys(names.values(), "queued"))
+        return names
+
+    def poll(self) -> dict[str, str]:
+        return self.waiting
+
+    def cancel(self, jobs) -> None:
+        for job in jobs:
+            self.waiting.pop(job, None)
+
+
+def test_a_site_brings_its_own_launcher(toy, tmp_path, monkeypatch):
+    """Found by its entry point; nothing is handed over twice, and only what lives is cancelled."""
+    group = launchers.ENTRY_POINT_GROUP
+    point = EntryPoint("mysite", "tests.harness.test_launchers:MySite", group)
+    monkeypatch.setattr(launchers, "entry_points", lambda group: [point])
+    runs = [cell(tmp_path, f"seed={seed}") for seed in range(2)]
+    options, rest = launchers.split_options("mysite", ["queue=slow", "seed=0..1"])
+    assert (options, rest) == ({"queue": "slow"}, ["seed=0..1"])
+    said: list[str] = []
+    hand_over(runs[:1], "mysite", options, None, tmp_path, said.append)
+    hand_over(runs, "mysite", options, None, tmp_path, said.append)
+    assert MySite.waiting == {"slow-0": "queued", "slow-1": "queued"}
+    assert said[1] == "1 of 2 runs are waiting or running already"
+    states = list(status_table(tmp_path).columns[1].cells)
+    assert states == ["queued", "queued"]
+    cancel([runs[1].run.id], tmp_path, said.append)
+    assert list(status_table(tmp_path).columns[1].cells) == ["queued", "todo"]
+    cancel([], tmp_path, said.append)
+    assert MySite.waiting == {}
+    with pytest.raises(UsageError, match="no run 'toy'"):
+        cancel(["toy"], tmp_path, said.append)
 
 
 def test_options_are_told_from_words(tmp_path):
@@ -103,6 +154,22 @@ def test_nodes_meet_where_they_are_told(toy, tmp_path):
         "--rdzv-id=7",
         "--nproc-per-node=2",
     ]
+
+
+@pytest.mark.slow
+def test_two_nodes_share_a_run(tmp_path):
+    """Two torchruns of one process each, that know nothing of each other but the endpoint."""
+    words = ["preset=smoke", "devices=2", "batch.micro=1", "exec.device=cpu", "exec.threads=1"]
+    spec = build("classification", parse_words(words))
+    root = task_info("classification").prepare(spec, lambda *_: None)
+    one = PlannedRun(spec, RunDir(tmp_path, run_id(spec)), "todo")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        there = Rendezvous(2, f"127.0.0.1:{free.getsockname()[1]}", "test")
+    nodes = [Running(one, root, 1, rendezvous=there) for _ in range(2)]
+    wait_until(lambda: all(node.ended for node in nodes), 500)
+    assert [node.outcome(None).exit_code for node in nodes] == [0, 0], one.run.log.read_text()
+    assert read_record(one.run.record).environment["world"] == 2
 
 
 def test_each_run_gets_the_emptiest_gpus(toy, tmp_path):
