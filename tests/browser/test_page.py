@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ class Opened:
             self.complaints.append(f"asked for {asked}")
 
 
+def until(page: Any, expression: str) -> None:
+    """Wait until an expression is true; playwright's own way is what the page's policy forbids."""
+    deadline = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(50)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_every_width_and_theme(chromium, url, width, theme, tmp_path):
@@ -135,9 +144,9 @@ def test_legend_picks_a_row_out_and_lets_it_go(chromium, url):
     assert page.evaluate(count) == 0
     button.press("Enter")
     assert button.get_attribute("aria-pressed") == "true"
-    page.wait_for_function(f"{count} > 0")
+    until(page, f"{count} > 0")
     button.press("Enter")
-    page.wait_for_function(f"{count} === 0")
+    until(page, f"{count} === 0")
     assert button.get_attribute("aria-pressed") == "false"
     assert opened.complaints == []
     page.close()
@@ -199,7 +208,7 @@ def test_live_progress(chromium, toy_task, tmp_path):
         assert "training 3/6" in opened.page.locator("#live-runs").text_content()
         with run.metrics.open("a") as file:
             file.write(json.dumps(ROW | {"step": 5, "eta_s": 90.0}) + "\n")
-        opened.page.wait_for_function("document.querySelector('#live-runs progress').value === 5")
+        until(opened.page, "document.querySelector('#live-runs progress').value === 5")
         assert "left" in opened.page.locator("#live-runs").text_content()
         assert opened.complaints == []
         opened.page.close()
