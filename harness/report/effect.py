@@ -67,8 +67,8 @@ def effect(tables: Sequence[BuiltTable], *, dark: bool = False) -> bytes:
         handles = [Line2D([], [], label=row, **looks[row]) for row in sorted(looks)]
         figure.legend(handles=handles, loc="upper right", ncols=len(handles), frameon=False)
         drawn = render(figure, "svg")
-    for light, lighter in zip(COLOURS, _LIGHTER if dark else COLOURS, strict=True):
-        drawn = drawn.replace(light.lower().encode(), lighter.encode())
+    for colour, lighter in zip(COLOURS, _LIGHTER, strict=True) if dark else ():
+        drawn = drawn.replace(colour.lower().encode(), lighter.encode())
     return drawn
 
 
