@@ -21,6 +21,7 @@ from harness.loop import Trainer
 from harness.plan import impossible
 from harness.record import RunDir, read_record
 from harness.registry import TASKS, task_class, task_info
+from harness.samples import ShowsSamples
 from harness.spec import build, dump_spec, parse_words
 from harness.worker import build_model, run_spec
 from tests.norm.oracle import traced_pairs
@@ -225,6 +226,26 @@ def test_a_run_stopped_and_resumed_is_the_same_run(name, norm, tmp_path):
     assert first.metrics == second.metrics
     assert (first.num_resumed, second.num_resumed) == (0, 1)
     assert not first.is_result
+
+
+@every_task
+def test_samples_are_drawn_and_change_nothing(name):
+    spec = spec_of(name, "norm=bn")
+    task = task_of(spec)
+    model = build_model(task, spec)[0].eval()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    drawn_from = torch.get_rng_state()
+    assert isinstance(task, ShowsSamples)
+    one, again = (task.samples(model, CPU, 2) for _ in range(2))
+    assert [sample.name for sample in one] == [sample.name for sample in again]
+    assert len({sample.name for sample in one}) == 2
+    for sample, other in zip(one, again, strict=True):
+        assert (sample.truth, sample.found) == (other.truth, other.found)
+        assert min(sample.truth_picture.size) > 0
+        assert sample.found_picture or sample.right is not None
+    assert torch.equal(torch.get_rng_state(), drawn_from)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
 
 
 @every_task

@@ -75,7 +75,7 @@ def rebuild(
     *,
     every: bool,
     path: Path | None,
-    html: bool,
+    html: bool = False,
 ) -> None:
     """Report the named tables, those of a set, or all that have a number.
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from harness.collect import metrics_frame, read_records
 from harness.record import Record, RunDir, write_record
-from harness.report.build import BuiltTable, build_table
+from harness.report.build import BuiltTable, Published, build_table
 from harness.report.html.page import page
 from harness.samples import Sample, write_samples
 from tests.report.cases import VALUES, definition, fail, records
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+)
+PUBLISHED = Published(
+    value=61.5,
+    shown="61.50 (unverified)",
+    source=f"Table 1 of {HOSTILE}",
+    verified=False,
+    comparable="partly",
+    why="half the steps",
 )
 AUDIT = """\
 path,kind,role,fan_in,norm_before,norm_after,groups,standardised,ws,trainable,num_params,paired_with,why
@@ -60,8 +69,14 @@ def sample(number: int, *, right: bool | None) -> Sample:
 
 def built_of(results: Path) -> tuple[list[Record], list[str], BuiltTable]:
     found, warnings = read_records(results)
-    table = definition(title=f"Toy {HOSTILE}", caption="Accuracy of noise & more in %.")
-    return found, warnings, build_table(table, (), results, metrics_frame(found))
+    defined = definition(title=f"Toy {HOSTILE}", caption="Accuracy of noise & more in %.")
+    table = build_table(defined, (), results, metrics_frame(found))
+    # As if two of its numbers had been published.
+    cells = [
+        replace(cell, published=PUBLISHED) if cell.summary and cell.row == "gn" else cell
+        for cell in table.cells
+    ]
+    return found, warnings, replace(table, cells=tuple(cells))
 
 
 def html_of(results: Path, live: str = "") -> str:

@@ -89,6 +89,7 @@ def test_every_text_of_the_tables_is_on_the_page(made):
     results, text = made
     said = " ".join(" ".join(Reader(text).text).split())
     shown = layout(pages.built_of(results)[2])
+    assert {grid.kind for grid in shown.grids} == {"values", "differences", "published", "cost"}
     for grid in shown.grids:
         for entry in (entry for row in grid.rows for entry in row):
             assert entry.text in said
