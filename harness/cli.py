@@ -48,6 +48,8 @@ Results = Annotated[
     Path | None, typer.Option("--results", help="Results folder; default results/.", metavar="DIR")
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Rows for scripts, on standard output.")]
+
 TableWords = Annotated[
     list[str] | None,
     typer.Argument(
@@ -115,24 +117,34 @@ def plan_command(
         typer.Option(min=1, metavar="N", help="Time N steps of each kind of run, for an estimate."),
     ] = None,
     tables: Tables = None,
+    as_json: AsJson = False,
     results: Results = None,
 ) -> None:
     """Show what `run TASK` or `reproduce TABLE` would start; start nothing."""
     from harness.plan import plan
     from harness.registry import task_names
     from harness.reproduce import plan_tables, split_names
-    from harness.terminal import plan_lines, plan_table
+    from harness.terminal import plan_lines, plan_row, plan_table, print_json
 
     names, pairs = split_names(words or [])
     folder, console = _results(results), _console()
     if len(names) == 1 and not every and names[0] in task_names():
         cells = plan(names[0], pairs, folder)
-        if len(cells) > 1000:
+        if as_json:
+            print_json([plan_row(cell) for cell in cells])
+        elif len(cells) > 1000:
             typer.echo(plan_lines(cells))
         else:
             console.print(plan_table(cells))
         return
-    plan_tables(names, pairs, folder, console, every=every, jobs=jobs, steps=calibrate, path=tables)
+    plan_tables(
+        *(names, pairs, folder, console),
+        every=every,
+        jobs=jobs,
+        steps=calibrate,
+        path=tables,
+        as_json=as_json,
+    )
 
 
 @app.command("reproduce")
@@ -241,13 +253,24 @@ def audit_command(
         typer.Option("--vs", metavar="KEY=VALUE", help="Prove what another run differs in."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write all rows to a CSV file.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what the switch does to each layer, and why; exit 5 on a confound.
 
     With --vs norm=bn: prove that the two runs differ in the normalisation alone.
     """
-    from harness.inspect import audit
+    from harness.inspect import audit, audit_rows
 
+    if as_json:
+        from dataclasses import asdict
+
+        from harness.errors import UsageError
+        from harness.terminal import print_json
+
+        if vs or csv:
+            raise UsageError("--json prints the rows: give it without --vs and --csv")
+        print_json([asdict(row) for row in audit_rows(task, words or [])])
+        return
     audit(task, words or [], vs or [], csv, _console())
 
 
@@ -268,13 +291,20 @@ def status_command(
     watch: Annotated[
         bool, typer.Option("--watch", help="Until no run is waiting or running.")
     ] = False,
+    as_json: AsJson = False,
     results: Results = None,
 ) -> None:
     """Show every run: its state and how far it is, wherever it is made."""
-    from harness.inspect import status_table
+    from harness.inspect import status_rows, status_table
     from harness.jobs import watch as watch_runs
 
-    if watch:
+    if as_json:
+        from dataclasses import asdict
+
+        from harness.terminal import print_json
+
+        print_json([asdict(row) for row in status_rows(_results(results))])
+    elif watch:
         watch_runs(_results(results), _console())
     else:
         _console().print(status_table(_results(results)))
@@ -345,11 +375,17 @@ def ls_command(
     task: Annotated[
         str | None, typer.Argument(metavar="[TASK]", autocompletion=completion.tasks)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List tasks, norms, ws, or a task's presets or keys."""
-    from harness.inspect import listing
+    from harness.listing import listing, listing_table
+    from harness.terminal import print_json
 
-    _console().print(listing(what, task))
+    rows = listing(what, task)
+    if as_json:
+        print_json(rows)
+    else:
+        _console().print(listing_table(what, rows))
 
 
 @data_app.command("show")

@@ -1,9 +1,10 @@
-"""Looking without running: audits, states, listings and data, as the command line shows them."""
+"""Looking without running: audits, states and data, as the command line shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from harness.completion import LISTS
-from harness.errors import AuditError, DataError, UsageError, did_you_mean
-from harness.live import status
+from harness.errors import AuditError, DataError, UsageError
+from harness.live import RunStatus, status
 from harness.norm.catalogue import norm_info
 from harness.plan import impossible
-from harness.registry import task_info, task_names
-from harness.schema import Section, Spec
-from harness.spec import build, keys, parse_words, presets
+from harness.registry import task_info
+from harness.schema import Spec
+from harness.spec import build, parse_words
 from harness.terminal import audit_table, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.compare import Built
+    from harness.norm.audit import AuditRow
     from harness.task import Task, TaskInfo
 
 
@@ -35,6 +36,15 @@ def one_spec(task: str, words: Sequence[str]) -> Spec:
         UsageError: if something is wrong with them.
     """
     return build(task, parse_words(words))
+
+
+def audit_rows(task: str, words: Sequence[str]) -> list[AuditRow]:
+    """Build a model with random weights, apply the switch and return every layer's row.
+
+    Raises:
+        UsageError: if the switch cannot be applied to this model.
+    """
+    return list(_built(one_spec(task, words))[0].audit)
 
 
 def audit(
@@ -127,82 +137,25 @@ def _prove(a: Built, b: Built, console: Console) -> None:
     console.print("the two runs differ in the normalisation alone")
 
 
-def status_table(results: Path) -> Table:
-    """Return one row a run directory."""
+def status_rows(results: Path) -> list[RunStatus]:
+    """Return the status of every run directory; of one that a launcher has, what that says."""
     from harness.launchers import LiveJobs, run_dirs
 
-    table = new_table(escape(str(results)), "run", "state", "step", "note")
-    live = LiveJobs(results)
+    live, rows = LiveJobs(results), []
     for run in run_dirs(results):
         one = status(run)
-        state: str = one.state
-        if state not in ("done", "running"):
-            state = live.state(run) or state
-        table.add_row(escape(one.id), state, one.step, escape(one.message))
+        if one.state not in ("done", "running") and (queued := live.state(run)):
+            one = replace(one, state=queued)
+        rows.append(one)
+    return rows
+
+
+def status_table(results: Path) -> Table:
+    """Return one row a run directory."""
+    table = new_table(escape(str(results)), "run", "state", "step", "note")
+    for one in status_rows(results):
+        table.add_row(escape(one.id), one.state, one.step, escape(one.message))
     return table
-
-
-def listing(what: str, task: str | None) -> Table:
-    """Return the table of ``normbench ls``.
-
-    Raises:
-        UsageError: if there is no such listing, or it needs a task.
-    """
-    if what in ("presets", "keys") and task is None:
-        raise UsageError(f"ls {what} needs a task: normbench ls {what} TASK")
-    if what == "tasks":
-        table = new_table("", "task", "what")
-        for name in task_names():
-            table.add_row(name, task_info(name).title)
-    elif what == "norms":
-        from harness.norm.catalogue import NORMS
-
-        table = new_table(
-            "", "norm", "what", "paper", "batch-independent", "train = eval", "statistics", "note"
-        )
-        for name, norm in NORMS.items():
-            declared = (_word(norm.batch_independent), _word(norm.train_is_eval))
-            note = norm.constraints
-            table.add_row(name, norm.title, norm.paper, *declared, norm.statistics, note)
-        table.caption = (
-            "each also as NAME_ws, with weight standardisation; `normbench selftest` proves it"
-        )
-    elif what == "ws":
-        from harness.norm.catalogue import WS_VARIANTS
-
-        table = new_table("", "norm.ws", "variance", "epsilon", "scaled", "source")
-        for name, ws in WS_VARIANTS.items():
-            variance = "unbiased" if ws.unbiased else "biased"
-            eps = f"{ws.eps:g} {'inside' if ws.eps_inside_root else 'outside'} the root"
-            table.add_row(name, variance, eps, "yes" if ws.scaled else "no", ws.source)
-    elif what == "presets":
-        table = new_table("", "preset")
-        for name in presets(str(task)):
-            table.add_row(name)
-    elif what == "keys":
-        table = new_table("", "key", "mini", "meaning")
-        for key, text in keys(str(task)).items():
-            value = _mini(str(task), key)
-            if not isinstance(value, dict):
-                table.add_row(key, str(value), text)
-    else:
-        near = did_you_mean(what, LISTS)
-        raise UsageError(f"ls {what!r} is not known.{near} Lists: {', '.join(LISTS)}")
-    return table
-
-
-def _word(claim: bool | None) -> str:
-    return "?" if claim is None else "yes" if claim else "no"
-
-
-def _mini(task: str, key: str) -> object:
-    # Not from a dump: that leaves out keys which came later and have their default.
-    value: object = one_spec(task, [])
-    for part in key.split("."):
-        value = getattr(value, part, None)
-    if isinstance(value, Section):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else value
 
 
 def generate_data(task: str, words: Sequence[str]) -> Path:

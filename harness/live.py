@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from harness.foreign import is_plain, visible
 from harness.record import RunDir, State
+
+if TYPE_CHECKING:
+    from harness.launchers import JobState
 
 _TAIL = 20_000
 """Bytes of a journal's end that are read: many rows, whatever the journal's length."""
@@ -24,7 +27,7 @@ class RunStatus:
     """One run directory."""
 
     id: str
-    state: State
+    state: State | JobState
     stage: str = ""
     """``training``, or what else it does now."""
     done: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +22,7 @@ from harness.plan import PlannedRun, count_states
 from harness.pool import default_jobs, prepare_data, run_all
 from harness.progress import clock
 from harness.report.definition import Cell, TableDefinition, Words, cells, choose
-from harness.terminal import new_table, state_text
+from harness.terminal import new_table, plan_row, print_json, state_text
 
 
 def split_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -71,6 +72,7 @@ def plan_tables(
     jobs: int | None,
     steps: int | None,
     path: Path | None,
+    as_json: bool = False,
 ) -> None:
     """Print the runs that tables need, with states, reasons, and what they will take.
 
@@ -83,12 +85,15 @@ def plan_tables(
     todo = [run for run in runs.values() if run.state not in ("done", "impossible")]
     known = from_records(results)
     if steps:
-        with board(0, 1, console) as lines:
+        with board(0, 1, Console(stderr=True) if as_json else console) as lines:
             roots, _ = prepare_data(todo, lambda *_: None)
             calibrate(todo, roots, steps, known, lines.say)
     used_by: dict[str, dict[str, None]] = {}
     for cell in shown:
         used_by.setdefault(_key(cell), {})[cell.table] = None
+    if as_json:
+        print_json([_row(key, run, known, list(used_by[key])) for key, run in runs.items()])
+        return
     columns = ("run", "state", "time", "MiB", "tables", "why")
     counts = ", ".join(f"{n} {state_text(s)}" for s, n in count_states(runs.values()).items())
     table = new_table(f"{len(runs)} runs: {counts}", *columns, numbers=("time", "MiB"))
@@ -105,6 +110,17 @@ def plan_tables(
     console.print(table)
     console.print(_costs(shown, known))
     _say(console, _total(todo, known, jobs or default_jobs(todo)))
+
+
+def _row(
+    key: str, run: PlannedRun, known: Mapping[str, Estimate], tables: Sequence[str]
+) -> dict[str, Any]:
+    guess = known.get(key.split()[0])
+    return plan_row(run) | {
+        "seconds": guess.seconds if guess else None,
+        "mem_mib": guess.mem_mib if guess else None,
+        "tables": tables,
+    }
 
 
 def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:

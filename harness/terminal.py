@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -22,6 +25,26 @@ def new_table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     return table
+
+
+def print_json(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows for scripts: one list of objects, numbers as numbers."""
+    sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def plan_row(cell: PlannedRun) -> dict[str, Any]:
+    """Return a planned run for scripts."""
+    spec = cell.spec
+    return {
+        "run": cell.run.id,
+        "state": cell.state,
+        "task": spec.task,
+        "preset": spec.preset,
+        "norm": spec.norm.name,
+        "batch_micro": spec.batch.micro,
+        "seed": spec.seed,
+        "reason": cell.reason,
+    }
 
 
 def plan_table(cells: Sequence[PlannedRun]) -> Table:

@@ -307,10 +307,12 @@ def test_the_check_finds_the_embedded_data_sound_and_show_draws_them(name, tmp_p
 def test_every_key_is_listed_with_its_value(name, capsys):
     from rich.console import Console
 
-    from harness.inspect import listing
+    from harness.listing import listing, listing_table
     from harness.spec import keys
 
-    Console(width=400).print(listing("keys", name))
+    rows = listing("keys", name)
+    assert all(row["meaning"] for row in rows)
+    Console(width=400).print(listing_table("keys", rows))
     shown = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
     leaves = {key for key in keys(name) if not any(k.startswith(f"{key}.") for k in keys(name))}
     assert leaves - {"loss"} <= shown  # a section that is empty for some tasks
