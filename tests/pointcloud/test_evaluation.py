@@ -1,12 +1,14 @@
 """Both accuracies against counts made by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.share import Share
 from tasks.pointcloud import evaluation
 from tasks.pointcloud.clouds import Clouds
 
@@ -33,6 +35,24 @@ class Oracle(nn.Module):
         return nn.functional.one_hot(points[:, 0, 1].long(), self.num_classes).float()
 
 
+def labels_of(model, held, votes, progress=lambda *_: None) -> np.ndarray:
+    return evaluation.in_order([evaluation.predict(model, held, votes, CPU, progress)])
+
+
+def test_shares_of_several_processes_are_put_in_order():
+    """Five batches over three processes: none is seen twice, and the order is that of the data."""
+    labels = [i % 7 for i in range(4 * 32 + 5)]
+    points = np.zeros((len(labels), 1, 3))
+    points[:, 0, 1] = labels
+    held = clouds_of(labels, 7, points)
+    ranks = [SimpleNamespace(rank=rank, world=3) for rank in range(3)]
+    parts = [
+        evaluation.predict(Oracle(7), held, 1, CPU, lambda *_: None, Share(one)) for one in ranks
+    ]
+    assert [sorted(part) for part in parts] == [[0, 96], [32, 128], [64]]
+    assert evaluation.in_order(parts).tolist() == labels
+
+
 def test_every_one_of_2468_shapes_counts():
     """ModelNet40's number: 77 batches of 32 and one of 4, whose shapes count like all others."""
     labels = [i % 40 for i in range(2468)]
@@ -41,9 +61,7 @@ def test_every_one_of_2468_shapes_counts():
     points[2464:, 0, 1] = 39 - np.array(labels[2464:])  # the last four are wrong
     held, model = clouds_of(labels, 40, points), Oracle(40)
     told: list[tuple[int, int]] = []
-    found = evaluation.predict(
-        model, held, 1, CPU, lambda _, done, total: told.append((done, total))
-    )
+    found = labels_of(model, held, 1, lambda _, done, total: told.append((done, total)))
     assert (sum(model.sizes), model.sizes[-1]) == (2468, 4)
     assert told[-1] == (2468, 2468)
     overall, by_class = evaluation.score(found, held, 1)
@@ -79,14 +97,14 @@ def test_votes_are_views_turned_about_y_whose_logits_are_summed():
             )
 
     held = clouds_of([1, 1], 2, np.tile([1.0, 0.5, 0.0], (2, 3, 1)))
-    found = evaluation.predict(Watch(2), held, 4, CPU, lambda *_: None)
+    found = labels_of(Watch(2), held, 4)
     assert found.tolist() == [1, 1]  # 5 against 3 x 1
     assert torch.equal(seen[0], torch.from_numpy(held.points)), "the first view is the cloud itself"
     for view, points in enumerate(seen):
         angle = 2 * math.pi * view / 4
         x, y, z = points[0, 0].tolist()
         assert (x, y, z) == pytest.approx((math.cos(angle), 0.5, math.sin(angle)), abs=1e-6)
-    once = evaluation.predict(Watch(2), held, 1, CPU, lambda *_: None)
+    once = labels_of(Watch(2), held, 1)
     assert once.tolist() == [0, 0]
     assert "4 views turned about y, logits summed" in evaluation.score(found, held, 4)[0].protocol
     assert "1 view" in evaluation.score(once, held, 1)[0].protocol
