@@ -36,7 +36,7 @@ class RunStatus:
     loss: float | None = None
     images_per_s: float | None = None
     eta_s: float | None = None
-    """Seconds left of the training, counted from now."""
+    """Seconds left of the training, counted from now; None where it is later than it said."""
     silent_s: float | None = None
     """Seconds since it last wrote a row, of a running run."""
     message: str = ""
@@ -81,7 +81,7 @@ def status(run: RunDir) -> RunStatus:
             total=steps if training or not last else int(last["total"]),
             loss=float(rates["loss"]) if rates else None,
             images_per_s=float(rates["images_per_s"]) if rates else None,
-            eta_s=None if eta is None else max(0.0, eta),
+            eta_s=None if eta is None or eta < 0 else eta,
             silent_s=silent,
             message=message,
         )

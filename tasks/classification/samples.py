@@ -33,7 +33,7 @@ def samples(
     shares = logits.float().softmax(1).cpu()
     return [
         Sample(
-            name=images.path(index).name,
+            name=images.path(index).relative_to(images.folder).as_posix(),
             truth=classes[label],
             found=f"{classes[best]} ({100 * share:.0f}\N{NO-BREAK SPACE}%)",
             right=best == label,

@@ -205,6 +205,9 @@ def test_live_progress(chromium, toy_task, tmp_path):
         bar = opened.page.locator("#live-runs progress")
         bar.wait_for()
         assert (bar.get_attribute("value"), bar.get_attribute("max")) == ("3", "6")
+        assert bar.bounding_box()["width"] > 300
+        name = opened.page.locator("#live-runs code").bounding_box()
+        assert name["height"] < 30
         assert "training 3/6" in opened.page.locator("#live-runs").text_content()
         with run.metrics.open("a") as file:
             file.write(json.dumps(ROW | {"step": 5, "eta_s": 90.0}) + "\n")
