@@ -1,4 +1,4 @@
-"""`normbench ls`: tasks, norms, weight standardisations, presets and keys, as rows or as a table."""
+"""`normbench ls`: tasks, norms, weight standardisations, presets, keys: as rows or as a table."""
 
 from __future__ import annotations
 
