@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness import foreign
-from harness.paths import write_atomic
+from harness.paths import sweep, write_atomic
 from harness.record import MetricRow, Record, read_record
 from harness.report.published import match
 
@@ -144,6 +144,8 @@ def collecting(results: Path) -> Iterator[None]:
     lock = FileLock(results / ".collect.lock", timeout=_PATIENCE_S)
     with suppress(Timeout, OSError, NotImplementedError):
         lock.acquire()
+        for folder in (results, results / "tables", results / "figures"):
+            sweep(folder)
     try:
         yield
     finally:

@@ -105,6 +105,9 @@ def previous_checkpoint(path: Path) -> Path:
     return path.with_suffix(".previous.pt")
 
 
+PROBED_S = 2.0
+"""How long to wait for a run's lock, which those who ask for its state hold for a moment."""
+
 State = Literal["done", "running", "resumable", "failed", "todo", "impossible"]
 
 
