@@ -304,8 +304,10 @@ def main() -> None:
 
 
 def _fail(error: NormbenchError) -> NoReturn:
-    for line in str(error).splitlines():
-        sys.stderr.write(f"error: {line}\n")
+    from harness.foreign import visible
+
+    for line in str(error).split("\n"):
+        sys.stderr.write(f"error: {visible(line)}\n")
     sys.exit(error.exit_code)
 
 

@@ -83,6 +83,12 @@ def of_the_machine(error: OSError) -> EnvironmentProblem | None:
     return EnvironmentProblem(f"{where}: {what}, then give the same command")
 
 
+def first_line(error: BaseException) -> str:
+    """Return what a library says of an error, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for the nearest of ``options``, or '' where none is near."""
     near = difflib.get_close_matches(word, list(options), n=2, cutoff=0.5)

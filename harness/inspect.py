@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from harness.documents import read_yaml
 from harness.errors import AuditError, DataError, UsageError, did_you_mean
 from harness.foreign import is_plain, visible
 from harness.norm.catalogue import norm_info
@@ -146,14 +146,11 @@ def _step(run: RunDir) -> str:
     try:
         if not (is_plain(run.spec) and is_plain(run.metrics, 2**30)):
             return "-"
-        steps = int(yaml.safe_load(run.spec.read_text(encoding="utf-8"))["steps"])
+        steps = int(read_yaml(run.spec)["steps"])
         with run.metrics.open("rb") as file:
             file.seek(max(0, run.metrics.stat().st_size - 20_000))
             tail = file.read().decode(errors="replace").splitlines()
-    except (
-        *(OSError, yaml.YAMLError, LookupError),
-        *(TypeError, ValueError, OverflowError, RecursionError),
-    ):
+    except (OSError, LookupError, TypeError, ValueError, OverflowError):
         return "-"
     for line in reversed(tail):
         try:

@@ -160,7 +160,7 @@ class RunDir:
         """Return why the run failed, if it did."""
         try:
             return Failure.model_validate_json(self.failure.read_text(encoding="utf-8"))
-        except (OSError, ValidationError):
+        except (OSError, ValueError):  # no text in UTF-8, or none of ours (pydantic's)
             return None
 
     def write_failure(self, error: NormbenchError, step: int | None = None) -> None:

@@ -27,7 +27,9 @@ from rich.console import Console
 from harness import registry
 from harness.terminal import new_table
 from tests.chaos.files import FILES
+from tests.chaos.fuzz import fuzz
 from tests.chaos.killing import Tally
+from tests.chaos.kinds import KINDS
 from tests.chaos.runs import OFTEN, TASKS, killed, registered
 
 FEW = 32
@@ -35,16 +37,19 @@ FEW = 32
 
 
 def runs(kills: int, seed: int) -> Iterator[tuple[str, Callable[[Path], Tally]]]:
-    """Iterate over the runs to be killed: the first of a task at lines, the second at times."""
+    """Iterate over the runs to be killed, at lines and at times in turn.
+
+    The toy task comes with as many kills a run as the four real ones, beyond their number.
+    """
     chosen = [
-        (task, words, number == 0)
+        (task, words, number % 2 == 0)
         for task, variants in TASKS.items()
         for number, words in enumerate(variants[: 1 if kills < FEW else None])
     ]
-    share = -(-kills // len(chosen))
+    share = -(-kills // sum(task != "toy" for task, *_ in chosen))
     for task, words, lines in chosen:
         how = "at lines" if lines else "at times"
-        given = ["preset=smoke", *words, *OFTEN]
+        given = [*(() if task == "toy" else ("preset=smoke",)), *words, *OFTEN]
         name = f"{task} {' '.join(words)} ({how})"
         yield name, partial(killed, task, given, share, seed, lines)
 
@@ -70,6 +75,7 @@ def main() -> int:
         os.environ["NORMBENCH_CACHE"] = str(Path(scratch) / "cache")
         registered(Path(scratch) / "configs")
         report["kills"] = _kills(given, Path(scratch), console)
+        report["inputs"] = _inputs(given, Path(scratch), console)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "chaos.json").write_text(json.dumps(report, indent=1))
@@ -103,6 +109,34 @@ def _kills(given: argparse.Namespace, scratch: Path, console: Console) -> dict[s
         print(f"{name}: {tally.kills} kills, {found} found, {seconds:.0f} s", flush=True)
     table.add_section()
     table.add_row("all", str(sum(row["kills"] for row in rows.values())))
+    console.print(table)
+    return rows
+
+
+def _inputs(given: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Any]:
+    """Try every kind of input, print the table, and return it as data."""
+    if not given.inputs:
+        return {}
+    numbers = ("inputs", "found", "s")
+    table = new_table("", "tried", *numbers, "exit statuses", numbers=numbers)
+    rows: dict[str, Any] = {}
+    total = sum(share for share, _ in KINDS.values())
+    for number, (name, (share, make)) in enumerate(KINDS.items()):
+        if given.only and not name.startswith(tuple(given.only)):
+            continue
+        folder = scratch / f"inputs{number}"
+        folder.mkdir()
+        began = time.monotonic()
+        tried = fuzz(make, -(-given.inputs * share // total), given.seed, folder)
+        seconds = time.monotonic() - began
+        rows[name] = {**vars(tried), "seconds": round(seconds, 1)}
+        ended = ", ".join(f"{status}: {n:,}" for status, n in sorted(tried.statuses.items()))
+        table.add_row(name, f"{tried.inputs:,}", str(len(tried.found)), str(round(seconds)), ended)
+        for line in tried.found:
+            print(f"FOUND {name}: {line}", flush=True)
+        print(f"{name}: {tried.inputs} inputs, {len(tried.found)} found", flush=True)
+    table.add_section()
+    table.add_row("all", f"{sum(row['inputs'] for row in rows.values()):,}")
     console.print(table)
     return rows
 
