@@ -195,6 +195,5 @@ def _search(kind: Kind, inputs: int, start: int, last: Path) -> Tried:
     except BaseException as error:
         problems = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
         for problem in problems:
-            where = "".join(traceback.format_exception(problem)[-6:])
-            tried.found.append(where[:4000])
+            tried.found.append("".join(traceback.format_exception(problem))[-4000:])
     return tried

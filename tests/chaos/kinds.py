@@ -523,16 +523,16 @@ def archives(folder: Path) -> Kind:
 
 
 KINDS: dict[str, tuple[int, Callable[[Path], Kind]]] = {
-    "overrides": (14, overrides),
-    "recipes": (10, recipes),
-    "tables.yaml": (8, tables),
-    "records": (6, records),
-    "run folders": (8, run_folders),
-    "checkpoints": (8, checkpoints),
-    "weights": (6, weights),
-    "COCO json": (10, coco),
-    "VOC folders": (8, voc_folders),
-    "pictures": (10, pictures),
+    "overrides": (18, overrides),
+    "recipes": (14, recipes),
+    "tables.yaml": (12, tables),
+    "records": (4, records),
+    "run folders": (6, run_folders),
+    "checkpoints": (4, checkpoints),
+    "weights": (10, weights),
+    "COCO json": (6, coco),
+    "VOC folders": (6, voc_folders),
+    "pictures": (8, pictures),
     "HDF5": (6, clouds),
     "archives": (6, archives),
 }
