@@ -304,10 +304,8 @@ def main() -> None:
 
 
 def _fail(error: NormbenchError) -> NoReturn:
-    from harness.foreign import visible
-
-    for line in str(error).split("\n"):
-        sys.stderr.write(f"error: {visible(line)}\n")
+    for line in str(error).splitlines():
+        sys.stderr.write(f"error: {line}\n")
     sys.exit(error.exit_code)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness import foreign
+from harness.errors import visible
 from harness.paths import sweep, write_atomic
 from harness.record import MetricRow, Record, read_record
 from harness.report.published import match
@@ -95,7 +96,7 @@ def read_records(results: Path) -> tuple[list[Record], list[str]]:
         try:
             records.append(_judged(path))
         except ValueError as error:
-            warnings.append(foreign.visible(f"skipped {error}"))
+            warnings.append(visible(f"skipped {error}"))
     return records, warnings
 
 

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, starts an escape sequence, or changes the direction of writing."""
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with what a terminal would obey instead of show written as ``\\x1b``."""
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 class NormbenchError(Exception):
-    """Base of all errors that are shown as one line, without a traceback."""
+    """Base of all errors that are shown as one line each, without a traceback.
+
+    What they quote may come from anybody: as text, they hold nothing that a terminal obeys.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(visible, super().__str__().split("\n")))
 
 
 class UsageError(NormbenchError):

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from harness.documents import read_yaml
-from harness.errors import AuditError, DataError, UsageError, did_you_mean
-from harness.foreign import is_plain, visible
+from harness.errors import AuditError, DataError, UsageError, did_you_mean, visible
+from harness.foreign import is_plain
 from harness.norm.catalogue import norm_info
 from harness.plan import impossible
 from harness.record import RunDir
@@ -136,7 +136,7 @@ def status_table(results: Path) -> Table:
         run = RunDir(results, path.parent.name)
         state = run.state()
         failure = run.read_failure() if state == "failed" else None
-        why = visible(failure.message) if failure else ""
+        why = failure.message if failure else ""
         table.add_row(escape(visible(run.id)), state, _step(run), escape(why))
     return table
 

@@ -73,13 +73,15 @@ def _read_recipe(path: Path, _changed: int) -> dict[str, Any]:
     return content
 
 
-def recipe(task: str, preset: str) -> dict[str, Any]:
+def recipe(task: str, preset: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read ``configs/<task>/<preset>.yaml``, following ``extends``.
 
     Raises:
         UsageError: if there is no such preset, or its file is no recipe.
     """
     path = configs_dir() / task / f"{preset}.yaml"
+    if preset in heirs:
+        raise UsageError(f"recipe {path} extends itself, by {' and '.join(heirs)}")
     if not re.fullmatch(r"[\w-]+", preset) or not path.is_file():
         known = presets(task)
         raise UsageError(
@@ -87,8 +89,9 @@ def recipe(task: str, preset: str) -> dict[str, Any]:
             f"Presets: {', '.join(known)}"
         )
     content = dict(_read_recipe(path, path.stat().st_mtime_ns))
-    parent = content.pop("extends", None)
-    return _merge(spec_class(task), recipe(task, parent) if parent else {}, content)
+    if (parent := content.pop("extends", None)) is None:
+        return _merge(spec_class(task), {}, content)
+    return _merge(spec_class(task), recipe(task, str(parent), (*heirs, preset)), content)
 
 
 def _merge(section: type[Section], base: Mapping[str, Any], over: Any) -> dict[str, Any]:

@@ -126,6 +126,13 @@ def as_json(document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
+def as_lines(document: Any) -> bytes:
+    """Write a list as one JSON a line."""
+    return b"".join(
+        as_json(row) + b"\n" for row in (document if isinstance(document, list) else [document])
+    )
+
+
 def as_yaml(document: Any) -> bytes:
     """Write a document as YAML."""
     text: str = yaml.safe_dump(document, allow_unicode=True)

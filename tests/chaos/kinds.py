@@ -21,7 +21,17 @@ from harness.journal import Journal
 from harness.record import RunDir
 from harness.spec import build, dump_spec, keys, parse_words
 from tests.chaos.fuzz import Kind, command, judge, nothing_left, refused
-from tests.chaos.inputs import TEXTS, VALUES, as_json, as_yaml, byte_edits, damaged, edits, spoiled
+from tests.chaos.inputs import (
+    TEXTS,
+    VALUES,
+    as_json,
+    as_lines,
+    as_yaml,
+    byte_edits,
+    damaged,
+    edits,
+    spoiled,
+)
 from tests.harness.test_collect import record_of, store
 
 TASKS = ("detection", "segmentation", "classification", "pointcloud")
@@ -49,18 +59,13 @@ def document_or_bytes(document: Any, write: Callable[[Any], bytes]) -> st.Search
 
 def overrides(folder: Path) -> Kind:
     """Draw ``key=value`` words for ``plan``; most keys are known."""
-    known = st.sampled_from(TASKS).flatmap(
-        lambda task: st.tuples(
-            st.just(task),
-            st.lists(
-                st.tuples(
-                    st.one_of(st.sampled_from(sorted(keys(task))), TEXTS),
-                    st.one_of(TEXTS, VALUES.map(lambda v: yaml.safe_dump(v).strip())),
-                ),
-                max_size=4,
-            ),
-        )
-    )
+    values = st.one_of(TEXTS, VALUES.map(lambda value: yaml.safe_dump(value).strip()))
+
+    def words_for(task: str) -> st.SearchStrategy[tuple[str, list[tuple[str, str]]]]:
+        own = st.sampled_from(sorted(keys(task)))
+        pairs = st.lists(st.tuples(own, values), min_size=1, max_size=2)
+        foreign = st.lists(st.tuples(TEXTS, values), max_size=2)
+        return st.tuples(st.just(task), st.one_of(pairs, pairs, pairs, foreign))
 
     def attempt(drawn: tuple[str, list[tuple[str, str]]]) -> int:
         task, pairs = drawn
@@ -69,7 +74,7 @@ def overrides(folder: Path) -> Kind:
         assert not (folder / "results").exists()
         return status
 
-    return Kind(known, attempt)
+    return Kind(st.sampled_from(TASKS).flatmap(words_for), attempt)
 
 
 def recipes(folder: Path) -> Kind:
@@ -143,7 +148,7 @@ def run_folders(folder: Path) -> Kind:
         run.spec: (yaml.safe_load(run.spec.read_text()), as_yaml),
         run.failure: ({"exit_code": 6, "message": "no", "step": 2}, as_json),
         run.environment: (environment, as_json),
-        run.metrics: (rows, lambda lines: b"".join(as_json(row) + b"\n" for row in lines)),
+        run.metrics: (rows, as_lines),
     }
     drawn = st.sampled_from(sorted(files)).flatmap(
         lambda path: st.tuples(st.just(path), document_or_bytes(*files[path]), st.booleans())

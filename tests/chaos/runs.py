@@ -119,8 +119,9 @@ def killed(task: str, words: list[str], kills: int, seed: int, lines: bool, fold
     alone = fork(partial(worker, cell, root))
     assert alone.status == 0, cell.run.log.read_text()
     expected = Result.of(cell.run)
-    if lines:  # not at first: tracing a compiler takes minutes
-        alone = fork(lambda: worker(*prepared("counted")), traced=True)
+    # Again, for its lines or its time: the first one may have compiled for minutes.
+    alone = fork(lambda: worker(*prepared("counted")), traced=lines)
+    assert alone.status == 0
     while tally.kills < kills:
         tally.chains += 1
         cell, root = prepared(f"chain{tally.chains}")

@@ -83,6 +83,31 @@ def test_a_group_of_tables_that_is_none(tmp_path):
         definitions(path)
 
 
+def test_recipes_with_values_for_groups_or_that_extend_themselves(toy, tmp_path):
+    recipe = tmp_path / "configs" / "toy" / "bad.yaml"
+    for text, words in (
+        ("extends: mini\nnorm: true\n", "norm=True"),
+        ("model: {name: toy}\nbatch: true\n", "True"),
+        ("extends: mini\nbatch: {stat: 5}\nnorm: ghost_bn\n", "ghost"),
+        ("extends: bad\n", "extends itself"),
+        ("extends: [mini]\n", "unknown preset"),
+        ("norm:\nbatch:\n", "norm"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(UsageError, match=words):
+            build(toy, [("preset", "bad")])
+    with pytest.raises(UsageError, match="not divisible"):
+        build(toy, [("batch.size", "9" * 30), ("batch.micro", "2")])
+
+
+def test_what_strangers_wrote_is_quoted_without_what_a_terminal_obeys(tmp_path):
+    assert str(DataError("a\x1b[2J\u202eb\nc")) == "a\\x1b[2J\\u202eb\nc"
+    run = RunDir(tmp_path, "x")
+    run.path.mkdir(parents=True)
+    run.failure.write_text(json.dumps({"exit_code": 6, "message": "a\x1b[2J"}))
+    assert run.read_failure().message == "a\\x1b[2J"
+
+
 @pytest.mark.parametrize("words", [["seed=0..10000000000"], ["seed=0..999", "data.seed=0..999"]])
 def test_a_sweep_that_would_fill_the_memory(words):
     with pytest.raises(UsageError, match="more than 100,000 runs at once"):
