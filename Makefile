@@ -17,7 +17,7 @@ override GPUS := $(value GPUS)
 override JOBS := $(value JOBS)
 export NORM SEED PRESET DATA GPUS JOBS
 
-.PHONY: help setup $(TASKS) reproduce-all-tables report bench test check docs clean
+.PHONY: help setup $(TASKS) reproduce-all-tables report bench test chaos check docs clean
 
 help:  ## list the targets (default)
 	@awk -F ':.*## ' '/^[^\t#].*:.*## / { sub(/^\$$\(TASKS\)/, "$(TASKS)", $$1); printf "%-20s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ bench: setup  ## measure speed and memory beside named peers; ARGS="loop --round
 
 test: setup  ## run the tests; ARGS="-k foo" goes to pytest
 	@exec .venv/bin/pytest --durations=15 --durations-min=0.5 $(ARGS)
+
+chaos: setup  ## kill runs and fuzz inputs, half an hour; ARGS="--kills 15 --inputs 300"
+	@exec .venv/bin/python -m tests.chaos $(ARGS)
 
 check: setup  ## ruff and mypy
 	@.venv/bin/ruff check

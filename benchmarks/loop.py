@@ -176,9 +176,15 @@ def save(bench: Bench) -> None:
     by_hand.step([chunk.batch for chunk in window], 0)
     with tempfile.TemporaryDirectory() as folder:
         one, other = Path(folder) / "checkpoint.pt", Path(folder) / "by_hand.pt"
+        written = None
+
+        def ours() -> None:
+            nonlocal written
+            written = checkpoint.save(one, "id", trainer.progress, trainer.state(), written)
+
         cases = {
             "torch.save": partial(by_hand.save, other),
-            "ours": lambda: checkpoint.save(one, "id", trainer.progress, trainer.state()),
+            "ours": ours,
         }
         size = f"{sum(p.numel() for p in by_hand.model.parameters()):,} weights, AdamW"
         bench.compare("save", size, cases, rounds=-(-bench.rounds // 5))

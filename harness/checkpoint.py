@@ -6,20 +6,21 @@ in the archive's comment: torch verifies none of its own, and would load flipped
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+import xxhash
 
+from harness.paths import PARTIAL, identity
 from harness.record import previous_checkpoint as previous
 
 FORMAT = 2
 """1: without a checksum; still read. 2: with one."""
-_MARK = b"normbench blake2b "
-_COMMENT = len(_MARK) + 2 * hashlib.blake2b().digest_size
+_MARK = b"normbench xxh3 "
+_COMMENT = len(_MARK) + 2 * xxhash.xxh3_128().digest_size
 _CHUNK = 2**20
 
 
@@ -50,7 +51,7 @@ class _Sink:
     """What ``torch.save`` writes to: hashes on the way, and keeps the error that torch hides."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.hash = file, hashlib.blake2b()
+        self.file, self.hash = file, xxhash.xxh3_128()
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
@@ -65,14 +66,31 @@ class _Sink:
         self.file.flush()
 
 
-def save(path: Path, run_id: str, progress: Progress, state: dict[str, Any]) -> None:
+def save(
+    path: Path,
+    run_id: str,
+    progress: Progress,
+    state: dict[str, Any],
+    written: tuple[int, int, int] | None = None,
+) -> tuple[int, int, int] | None:
     """Write a checkpoint atomically and keep the good one before it as ``*.previous``.
+
+    Args:
+        path: the newest checkpoint's.
+        run_id: whose it is.
+        progress: how far the run is.
+        state: ``model``, ``optimizer`` and ``scaler``.
+        written: what the last save of this sitting returned: a file that is still that one needs no
+            second look; one of an earlier sitting is read and verified before it is kept.
+
+    Returns:
+        The identity of the file.
 
     Raises:
         OSError: naming the file, if the disk is full or fails; both earlier ones stay.
     """
     content = {"format": FORMAT, "run_id": run_id, "progress": vars(progress), **state}
-    temporary = path.with_suffix(".writing")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
             _write(file, content)
@@ -83,9 +101,12 @@ def save(path: Path, run_id: str, progress: Progress, state: dict[str, Any]) -> 
         error.filename = str(path)
         raise
     # A damaged file must not take the place of the good one before it.
-    if path.exists() and (_intact(path) or not previous(path).exists()):
+    if (earlier := identity(path)) and (
+        earlier == written or _intact(path) or not previous(path).exists()
+    ):
         path.replace(previous(path))
     temporary.replace(path)
+    return identity(path)
 
 
 def _write(file: IO[bytes], content: dict[str, Any]) -> None:
@@ -110,7 +131,7 @@ def _intact(path: Path) -> bool | None:
         if not comment.startswith(_MARK):
             return None
         file.seek(0)
-        digest, left = hashlib.blake2b(), size - _COMMENT - 2
+        digest, left = xxhash.xxh3_128(), size - _COMMENT - 2
         while left > 0 and (data := file.read(min(left, _CHUNK))):
             digest.update(data)
             left -= len(data)

@@ -15,7 +15,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness import foreign
-from harness.paths import write_atomic
+from harness.errors import visible
+from harness.paths import sweep, write_atomic
 from harness.record import MetricRow, Record, read_record
 from harness.report.published import match
 
@@ -95,7 +96,7 @@ def read_records(results: Path) -> tuple[list[Record], list[str]]:
         try:
             records.append(_judged(path))
         except ValueError as error:
-            warnings.append(foreign.visible(f"skipped {error}"))
+            warnings.append(visible(f"skipped {error}"))
     return records, warnings
 
 
@@ -144,6 +145,8 @@ def collecting(results: Path) -> Iterator[None]:
     lock = FileLock(results / ".collect.lock", timeout=_PATIENCE_S)
     with suppress(Timeout, OSError, NotImplementedError):
         lock.acquire()
+        for folder in (results, results / "tables", results / "figures"):
+            sweep(folder)
     try:
         yield
     finally:

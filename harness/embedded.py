@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harness.errors import DataError, UsageError
+from harness.paths import PARTIAL
 from harness.schema import DataSection
 
 _MARK = "generator.txt"
 """Names what the folder holds; written last."""
+_LOCK = ".lock"
 
 
 def given_root(data: DataSection, needs: str) -> Path | None:
@@ -47,9 +53,6 @@ def check_seed(seed: int) -> None:
 def generate_once(root: Path, version: str, write: Callable[[Path], None]) -> Path:
     """Write a generated data set to ``root``, unless it is there already.
 
-    It is written to a sibling folder that takes the name ``root`` when whole. A killed generation
-    therefore leaves no ``root``, and of two at once the slower discards its own.
-
     Args:
         root: folder to create; its parents are created too.
         version: what the data set is, generator version and arguments included.
@@ -61,23 +64,58 @@ def generate_once(root: Path, version: str, write: Callable[[Path], None]) -> Pa
     Raises:
         DataError: if ``root`` holds something else, or cannot be written.
     """
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
+
+    def write_and_mark(folder: Path) -> None:
+        write(folder)
+        (folder / _MARK).write_text(version + "\n", encoding="utf-8")
+
     try:
-        if _holds(root, version):
-            return root
-        partial.mkdir(parents=True)
-        write(partial)
-        (partial / _MARK).write_text(version + "\n", encoding="utf-8")
-        try:
-            partial.rename(root)
-        except OSError:
-            if not _holds(root, version):  # else another process was faster: its files equal ours
-                raise
+        make_folder(root, write_and_mark, lambda: _holds(root, version))
     except OSError as error:
         raise DataError(f"cannot write the embedded data to {root}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
+
+
+def make_folder(root: Path, write: Callable[[Path], None], is_made: Callable[[], bool]) -> None:
+    """Write a folder, unless it is there, that takes its name ``root`` when whole.
+
+    A killed process therefore leaves no ``root``, but a hidden folder beside it, which the next
+    call removes: its lock is free. Of two processes at once the slower discards its own.
+
+    Args:
+        root: folder to create; its parents are created too.
+        write: writes all of it into the folder that it is given.
+        is_made: tells whether ``root`` is what ``write`` would write.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    _sweep(root)
+    if is_made():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}{PARTIAL}")
+    lock = partial.with_suffix(_LOCK)
+    with FileLock(lock):  # before there is a folder: whatever has no living owner is left over
+        try:
+            partial.mkdir()
+            write(partial)
+            try:
+                partial.rename(root)
+            except OSError:
+                if not is_made():  # else another process was faster: its files equal ours
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what processes left that were killed while they wrote ``root``."""
+    for lock in root.parent.glob(f".{glob.escape(root.name)}.*{_LOCK}"):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.with_suffix(PARTIAL), ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def _holds(root: Path, version: str) -> bool:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, starts an escape sequence, or changes the direction of writing."""
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with what a terminal would obey instead of show written as ``\\x1b``."""
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 class NormbenchError(Exception):
-    """Base of all errors that are shown as one line, without a traceback."""
+    """Base of all errors that are shown as one line each, without a traceback.
+
+    What they quote may come from anybody: as text, they hold nothing that a terminal obeys.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(visible, super().__str__().split("\n")))
 
 
 class UsageError(NormbenchError):
@@ -81,6 +96,12 @@ def of_the_machine(error: OSError) -> EnvironmentProblem | None:
         return None
     where, what = error.filename or "a file", _OF_THE_MACHINE[error.errno]
     return EnvironmentProblem(f"{where}: {what}, then give the same command")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library says of an error, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

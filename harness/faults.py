@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.chunk import resolve_chunk
-from harness.errors import NormbenchError, UsageError, of_the_machine
+from harness.errors import NormbenchError, UsageError, first_line, of_the_machine
 from harness.identity import stat_batch
 from harness.plan import impossible
 from harness.registry import task_info
@@ -53,7 +53,7 @@ def memory_explained(spec: Spec, chunk: int) -> Iterator[None]:
             raise
         raise NormbenchError(
             f"out of memory at batch.micro={spec.batch.micro}, {chunk} images a forward "
-            f"({_reason(error)}): {_what_fits(spec, chunk)}"
+            f"({first_line(error)}): {_what_fits(spec, chunk)}"
         ) from error
 
 
@@ -114,7 +114,7 @@ def explain(error: Exception, log: Path) -> NormbenchError:
     if isinstance(error, OSError) and (problem := of_the_machine(error)):
         return problem
     if is_out_of_memory(error):
-        return NormbenchError(f"out of memory before the first step ({_reason(error)})")
+        return NormbenchError(f"out of memory before the first step ({first_line(error)})")
     # The cause, where there is one, names the signal.
     if found := _DEAD_LOADER.match(str(error.__cause__)) or _DEAD_LOADER.match(str(error)):
         how = " ".join(found[1].split()).rstrip(".")
@@ -126,9 +126,4 @@ def explain(error: Exception, log: Path) -> NormbenchError:
         return NormbenchError(
             f"another process of this run ended, and {log} may say why; the same command resumes"
         )
-    return NormbenchError(f"{type(error).__name__}: {_reason(error)} (see {log})")
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return NormbenchError(f"{type(error).__name__}: {first_line(error)} (see {log})")

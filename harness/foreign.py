@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UNSEEN, visible
 from harness.record import Record
 
 _LARGEST = 2**24
 """Bytes of a record; a real one has some thousand."""
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a cursor, starts an escape sequence, or changes the direction of writing."""
 
 
 def is_plain(path: Path, largest: int = _LARGEST) -> bool:
@@ -24,11 +22,6 @@ def is_plain(path: Path, largest: int = _LARGEST) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size <= largest
-
-
-def visible(text: str) -> str:
-    r"""Return ``text`` with what a terminal would obey instead of show written as ``\\x1b``."""
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def check(record: Record, folder: str) -> None:
@@ -44,7 +37,7 @@ def check(record: Record, folder: str) -> None:
     if record.run_id != folder:
         raise ValueError(f"is of {visible(record.run_id[:200])!r}")
     for text in _strings(record.model_dump()):
-        if _UNSEEN.search(text):
+        if UNSEEN.search(text):
             raise ValueError(f"holds control characters ({visible(text[:80])!r})")
     for metric in record.metrics:
         if not math.isfinite(metric.value):

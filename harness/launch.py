@@ -14,12 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import Timeout
+
 from harness.journal import JournalReader
-from harness.paths import write_atomic
+from harness.paths import identity, write_atomic
 from harness.placement import usable_cores
 from harness.plan import PlannedRun
 from harness.progress import Display, clock
-from harness.record import RunDir
+from harness.record import PROBED_S, RunDir
 from harness.schema import Spec
 from harness.spec import dump_spec
 from harness.stop import LAUNCHED, SIGNALS
@@ -110,9 +112,11 @@ class Running:
         self.cell, self.began = cell, time.monotonic()
         run = cell.run
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(run.spec, dump_spec(cell.spec))
+        # Whoever makes the run has written its spec.
+        with suppress(Timeout), run.lock().acquire(timeout=PROBED_S):
+            write_atomic(run.spec, dump_spec(cell.spec))
         self._reader = JournalReader(run)
-        self._old_failure = _identity(run.failure)
+        self._old_failure = identity(run.failure)
         self._asked: float | None = None
         self._over = self._overdue = False
         self._step_s = self._save_s = 0.0
@@ -192,7 +196,7 @@ class Running:
         run, returncode = self.cell.run, self.process.returncode
         if run.record.is_file():
             return Outcome(0)
-        if _identity(run.failure) != self._old_failure and (failure := run.read_failure()):
+        if identity(run.failure) != self._old_failure and (failure := run.read_failure()):
             return Outcome(failure.exit_code, failure.message)
         if run.state() == "running":
             return Outcome(1, f"{run.id} is running in another process", elsewhere=True)
@@ -296,15 +300,6 @@ def _children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from one that replaced it."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _last_line(path: Path) -> str:

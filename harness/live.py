@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from harness.foreign import is_plain, visible
+from harness.documents import read_yaml
+from harness.errors import visible
+from harness.foreign import is_plain
 from harness.record import RunDir, State
 
 if TYPE_CHECKING:
@@ -93,11 +93,8 @@ def _steps(spec: Path) -> int:
     if not is_plain(spec):
         return 0
     try:
-        return int(yaml.safe_load(spec.read_text(encoding="utf-8"))["steps"])
-    except (
-        *(OSError, yaml.YAMLError, LookupError),
-        *(TypeError, ValueError, OverflowError, RecursionError),
-    ):
+        return int(read_yaml(spec)["steps"])
+    except (LookupError, TypeError, ValueError, OverflowError):
         return 0
 
 

@@ -244,11 +244,14 @@ def train(
         trainer.task, data, spec, chunk=progress.chunk, rank=ranks.rank, world=ranks.world
     )
 
+    written = None
+
     def save() -> None:
+        nonlocal written
         require_finite(trainer.model, progress.step, spec.optim)
         if ranks.is_main:
             began = time.monotonic()
-            checkpoint.save(run.checkpoint, run.id, progress, trainer.state())
+            written = checkpoint.save(run.checkpoint, run.id, progress, trainer.state(), written)
             seconds = time.monotonic() - began
             report({"event": "saved", "step": progress.step, "seconds": seconds})
 

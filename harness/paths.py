@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import UsageError
 
 _PACKAGE = Path(__file__).resolve().parent
+PARTIAL = ".partial"
+"""Ends the name, ``.NAME...``, that a file or folder has until it is whole."""
 
 
 def configs_dir() -> Path:
@@ -75,7 +78,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -88,3 +91,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # not the name it had for a moment
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in ``folder``, as far as the system lets us.
+
+    Only for whoever holds the lock without which nobody writes there.
+    """
+    for path in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from any that was written there later; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -13,7 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
-from harness.errors import NormbenchError
+from harness.errors import NormbenchError, visible
 from harness.migrate import SCHEMA_VERSION, migrate
 from harness.paths import write_atomic
 
@@ -105,6 +105,9 @@ def previous_checkpoint(path: Path) -> Path:
     return path.with_suffix(".previous.pt")
 
 
+PROBED_S = 2.0
+"""How long to wait for a run's lock, which those who ask for its state hold for a moment."""
+
 State = Literal["done", "running", "resumable", "failed", "todo", "impossible"]
 
 
@@ -169,9 +172,10 @@ class RunDir:
     def read_failure(self) -> Failure | None:
         """Return why the run failed, if it did."""
         try:
-            return Failure.model_validate_json(self.failure.read_text(encoding="utf-8"))
-        except (OSError, ValidationError):
+            found = Failure.model_validate_json(self.failure.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # no text in UTF-8, or none of ours (pydantic's)
             return None
+        return found.model_copy(update={"message": visible(found.message)})
 
     def write_failure(self, error: NormbenchError, step: int | None = None) -> None:
         """Keep the reason of a failure beside the run."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from harness.foreign import is_plain, visible
+from harness.errors import visible
+from harness.foreign import is_plain
 from harness.paths import write_atomic
 from harness.record import RunDir
 

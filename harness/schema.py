@@ -15,6 +15,8 @@ from harness.norm.catalogue import NORMS, WS_VARIANTS, parse_norm
 from harness.trackers.registry import tracker_names
 
 _GHOST = re.compile(r"ghost:([1-9]\d*)")
+_LARGEST_HINT = 2**16
+"""Up to which micro-batches are suggested."""
 
 
 class Section(BaseModel):
@@ -248,12 +250,14 @@ class Spec(Section):
     @classmethod
     def _spell_out(cls, content: Any) -> Any:
         """Replace a norm that is short for ``bn`` with a ``batch.stat`` by what it stands for."""
-        norm, batch = (dict(content.get(name) or {}) for name in ("norm", "batch"))
+        norm, batch = (content.get(name) or {} for name in ("norm", "batch"))
+        if not (isinstance(norm, dict) and isinstance(batch, dict)):
+            return content  # for pydantic to say
         layer, stat = str(norm.get("layer")), batch.get("stat")
         short_for = NORMS[layer].short_for if layer in NORMS else ""
         if not short_for:
             return content
-        if short_for == "ghost" and not _GHOST.fullmatch(stat or ""):
+        if short_for == "ghost" and not _GHOST.fullmatch(str(stat)):
             raise ValueError(
                 f"norm={layer} needs the images of a statistic: give batch.stat=ghost:K"
             )
@@ -272,7 +276,8 @@ class Spec(Section):
             below = self.batch.size // share * share
             sizes = " or ".join(str(n) for n in (below, below + share) if n)
             per_device, uneven = divmod(self.batch.size, self.devices)
-            micros = [n for n in range(1, per_device + 1) if not uneven and per_device % n == 0]
+            small = range(1, min(per_device, _LARGEST_HINT) + 1)
+            micros = [n for n in small if not uneven and per_device % n == 0]
             near = sorted(sorted(micros, key=lambda n: abs(n - self.batch.micro))[:3])
             raise ValueError(
                 f"batch.size={self.batch.size} is not divisible by batch.micro={self.batch.micro}"

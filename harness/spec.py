@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import ValidationError, create_model
 
+from harness.documents import parse_yaml, quoted, read_yaml
 from harness.errors import UsageError, did_you_mean
 from harness.paths import configs_dir
 from harness.registry import task_info
@@ -20,6 +22,8 @@ from harness.schema import Section, Spec
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
 _NEVER_SWEPT = ("data", "data.root", "init", "init.source")  # paths may hold commas
 _BUILT_IN = ("task", "preset")
+_MOST_RUNS = 100_000
+"""Of one sweep; more is a slip of the hand that would fill the memory."""
 
 
 @cache
@@ -59,8 +63,13 @@ def presets(task: str) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _read_yaml(path: Path, _changed: int) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+def _read_recipe(path: Path, _changed: int) -> dict[str, Any]:
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise UsageError(f"recipe {path}: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"recipe {path} is not a mapping of keys to values")
     return content
 
 
@@ -68,14 +77,19 @@ def recipe(task: str, preset: str) -> dict[str, Any]:
     """Read ``configs/<task>/<preset>.yaml``, following ``extends``.
 
     Raises:
-        UsageError: if there is no such preset.
+        UsageError: if there is no such preset, or its file is no recipe.
     """
     files: list[tuple[Path, int]] = []
+    heirs: list[str] = []
     following: str | None = preset
-    while following:
+    while following is not None:
         path = _recipe_file(task, following)
+        if following in heirs:
+            raise UsageError(f"recipe {path} extends itself, by {' and '.join(heirs)}")
+        heirs.append(following)
         files.insert(0, (path, path.stat().st_mtime_ns))
-        following = _read_yaml(*files[0]).get("extends")
+        parent = _read_recipe(*files[0]).get("extends")
+        following = None if parent is None else str(parent)
     return dict(_laid_on_each_other(task, tuple(files)))
 
 
@@ -95,7 +109,7 @@ def _laid_on_each_other(task: str, files: tuple[tuple[Path, int], ...]) -> dict[
     """Merge recipes, each over those before it; nobody may change what comes out."""
     content: dict[str, Any] = {}
     for path, changed in files:
-        own = {k: v for k, v in _read_yaml(path, changed).items() if k != "extends"}
+        own = {k: v for k, v in _read_recipe(path, changed).items() if k != "extends"}
         content = _merge(spec_class(task), content, own)
     return content
 
@@ -104,7 +118,7 @@ def _merge(section: type[Section], base: Mapping[str, Any], over: Any) -> dict[s
     """Lay ``over`` (a mapping or a shorthand) on ``base``, section by section."""
     over = section.expand(over)
     if not isinstance(over, Mapping):
-        raise UsageError(f"{over!r} is not a group of keys")
+        raise UsageError(f"{quoted(over)} is not a group of keys")
     merged = dict(base)
     for key, value in over.items():
         field = section.model_fields.get(key)
@@ -132,10 +146,16 @@ def parse_words(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def sweep(words: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """Expand ``norm=bn,gn_ws seed=0..2`` into one list of pairs a run, first key slowest."""
+    """Expand ``norm=bn,gn_ws seed=0..2`` into one list of pairs a run, first key slowest.
+
+    Raises:
+        UsageError: if a word is none, a range is empty, or there are far too many runs.
+    """
     axes = []
     for key, value in parse_words(words):
         axes.append([(key, choice) for choice in _choices(key, value)])
+    if math.prod(map(len, axes)) > _MOST_RUNS:
+        raise UsageError(f"{' '.join(words)}: more than {_MOST_RUNS:,} runs at once")
     return [list(combination) for combination in itertools.product(*axes)]
 
 
@@ -148,6 +168,8 @@ def _choices(key: str, value: str) -> list[str]:
             first, last = int(match[1]), int(match[2])
             if last < first:
                 raise UsageError(f"{key}={value}: the range {part} is empty")
+            if last - first >= _MOST_RUNS:
+                raise UsageError(f"{key}={value}: more than {_MOST_RUNS:,} runs at once")
             choices.extend(str(n) for n in range(first, last + 1))
         else:
             choices.append(part)
@@ -175,15 +197,15 @@ def _value(key: str, text: str) -> Any:
         return text if text not in ("", "null") else None
     try:
         value = _scalar(text)
-        return yaml.safe_load(text) if isinstance(value, list | dict) else value
-    except yaml.YAMLError:
-        raise UsageError(f"{key}={text}: the value is not valid YAML") from None
+        return parse_yaml(text) if isinstance(value, list | dict) else value
+    except ValueError as error:
+        raise UsageError(f"{key}={text}: the value is {error}") from None
 
 
 @lru_cache(maxsize=4096)
 def _scalar(text: str) -> Any:
     """Read a value once for the thousands of runs of a sweep that have it."""
-    return yaml.safe_load(text)
+    return parse_yaml(text)
 
 
 def build(task: str, pairs: Sequence[tuple[str, str]]) -> Spec:
@@ -215,7 +237,7 @@ def _sentences(task: str, error: ValidationError) -> Iterator[str]:
     cls = spec_class(task)
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
-        shown = f"{path}={item['input']!r}" if path else ""
+        shown = f"{path}={quoted(item['input'])}" if path else ""
         match item["type"]:
             case "value_error":
                 message = str(item["ctx"]["error"])
@@ -256,10 +278,11 @@ def load_spec(path: Path) -> Spec:
         UsageError: if it is not a spec of this version.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         return spec_class(content["task"])(**content)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"{path} is not a spec that this version can read: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} is not a spec that this version can read: {reason}") from None
 
 
 def dump_spec(spec: Spec) -> str:

@@ -38,8 +38,8 @@ from harness.norm.audit import NormAudit, refresh_trainable, remark
 from harness.norm.catalogue import NORMS
 from harness.norm.surgery import apply_norm
 from harness.norm.synchronized import synchronize
-from harness.paths import write_atomic
-from harness.record import MetricRow, NormCounts, Record, RunDir, write_record
+from harness.paths import sweep, write_atomic
+from harness.record import PROBED_S, MetricRow, NormCounts, Record, RunDir, write_record
 from harness.registry import task_class, task_info
 from harness.rng import derive, key_dropout
 from harness.samples import keep_samples
@@ -48,8 +48,6 @@ from harness.spec import load_spec
 from harness.stop import StopRequest
 from harness.task import Task
 from harness.trackers.guard import Trackers
-
-_PROBED_S = 2.0
 
 
 def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
@@ -262,10 +260,10 @@ def main(arguments: list[str]) -> int:
         if not is_main:
             run_spec(load_spec(run.spec), run, data_root, stop)
             return 0
-        # Whoever asks for a run's state holds its lock for a moment.
-        with run.lock().acquire(timeout=_PROBED_S, poll_interval=0.02):
+        with run.lock().acquire(timeout=PROBED_S, poll_interval=0.02):
             if run.record.is_file():  # another process was faster; not 0, or torchrun would wait
                 return UsageError.exit_code
+            sweep(run.path)
             run.failure.unlink(missing_ok=True)
             run.crash.unlink(missing_ok=True)
             return _guarded(run, data_root, stop)

@@ -106,7 +106,7 @@ def alive(pids: list[int]) -> list[int]:
 
 if __name__ == "__main__":
     from harness.cli import main
-    from tests.chaos import registered
+    from tests.chaos.runs import registered
 
     registered(Path(os.environ["TOY"]))
     main()

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from harness.documents import quoted, read_yaml
 from harness.errors import UsageError, did_you_mean
 from harness.identity import cell_id
 from harness.paths import configs_dir
@@ -39,10 +40,16 @@ class Entry:
 
 
 def _entries(axis: Any) -> tuple[Entry, ...]:
-    """Read ``{key: [values]}`` (all combinations) or a list of ``{label:, key: value}``."""
+    """Read ``{key: [values]}`` (all combinations) or a list of ``{label:, key: value}``.
+
+    Raises:
+        ValueError: if it is neither.
+    """
     if isinstance(axis, Mapping):
-        names = list(axis)
-        combined = itertools.product(*(axis[name] for name in names))
+        names = list(map(_text, axis))
+        if not all(isinstance(values, list) for values in axis.values()):
+            raise ValueError("give a list of values for each key")
+        combined = itertools.product(*axis.values())
         return tuple(
             Entry(
                 ", ".join(_text(value) for value in values),
@@ -52,7 +59,9 @@ def _entries(axis: Any) -> tuple[Entry, ...]:
         )
     entries = []
     for item in axis:
-        words = tuple((key, _text(value)) for key, value in item.items() if key != "label")
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{quoted(item)} is no row or column: give {{label: ..., key: value}}")
+        words = tuple((_text(key), _text(value)) for key, value in item.items() if key != "label")
         label = item.get("label") or ", ".join(f"{key}={value}" for key, value in words)
         entries.append(Entry(str(label), words))
     return tuple(entries)
@@ -91,7 +100,9 @@ class TableDefinition(BaseModel):
     @field_validator("base", mode="before")
     @classmethod
     def _read_words(cls, value: Any) -> Any:
-        return tuple((k, _text(v)) for k, v in value.items()) if isinstance(value, dict) else value
+        if not isinstance(value, Mapping):
+            return value
+        return tuple((_text(key), _text(inner)) for key, inner in value.items())
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -111,8 +122,15 @@ class TableDefinition(BaseModel):
         )
 
     def all_seeds(self) -> list[int]:
-        """Return the model seeds of every cell."""
-        return [int(pairs[0][1]) for pairs in sweep([f"seed={self.seeds}"])]
+        """Return the model seeds of every cell.
+
+        Raises:
+            ValueError: if they are no numbers.
+        """
+        try:
+            return [int(pairs[0][1]) for pairs in sweep([f"seed={self.seeds}"])]
+        except ValueError:
+            raise ValueError(f"seeds: {quoted(self.seeds)} is not like 0..2 or 0,1,2") from None
 
     def reference_of(self, row: str, column: str) -> tuple[str, str]:
         """Return the row and column that a cell is compared with."""
@@ -145,19 +163,24 @@ def definitions(path: Path) -> dict[str, TableDefinition]:
         UsageError: in one line a problem, with the table and key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except ValueError as error:
         raise UsageError(f"{path}: not a readable file of tables ({error})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: not a file of tables ({', '.join(SETS)} as its keys)")
     found: dict[str, TableDefinition] = {}
     problems: list[str] = []
-    for group, tables in (content or {}).items():
+    for group, tables in content.items():
         if group not in SETS:
-            problems.append(f"{path}: {group!r} is not one of {', '.join(SETS)}")
+            problems.append(f"{path}: {quoted(group)} is not one of {', '.join(SETS)}")
             continue
-        for name, table in (tables or {}).items():
+        if not isinstance(tables, dict):
+            problems.append(f"{path}: {group} is not a mapping of names to tables")
+            continue
+        for name, table in tables.items():
             try:
                 found[name] = _checked(TableDefinition(name=name, set=group, **table))
-            except (ValidationError, TypeError, ValueError) as error:
+            except (UsageError, TypeError, ValueError) as error:  # pydantic's is a ValueError
                 problems.append(f"{path}: {name}: {_first(error)}")
     if problems:
         raise UsageError("\n".join(problems))
@@ -176,6 +199,7 @@ def _first(error: Exception) -> str:
 def _checked(table: TableDefinition) -> TableDefinition:
     if table.task not in task_names():
         raise ValueError(f"unknown task {table.task!r}.{did_you_mean(table.task, task_names())}")
+    table.all_seeds()
     labels = [entry.label for entry in (*table.rows, *table.columns)]
     for entries in (table.rows, table.columns):
         names = [entry.label for entry in entries]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DataError
+from harness.documents import quoted
+from harness.errors import DataError, first_line
 from harness.paths import cache_dir, write_atomic
 
 TRAIN, VAL = "train2017", "val2017"
@@ -29,6 +32,34 @@ _KEYS = {
     "categories": ("id", "name"),
 }
 _SPOT_CHECKS = 16
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value < 2**63
+
+
+def _is_numbers(values: Any) -> bool:
+    """Tell whether a list holds finite numbers only; there are some 40 million in COCO's files."""
+    try:
+        return set(map(type, values)) <= {int, float} and math.isfinite(math.fsum(values))
+    except (OverflowError, ValueError):  # beyond floats; infinities of both signs
+        return False
+
+
+_INTEGER = partial(_is_int, least=-(2**63)), "an integer"
+_SIZE = partial(_is_int, least=1), "1 or more pixels"
+_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), _INTEGER),
+    **dict.fromkeys(("width", "height"), _SIZE),
+    "file_name": (
+        lambda v: isinstance(v, str) and bool(v.strip(".")) and "\0" not in v,
+        "a file's name",
+    ),
+    "bbox": (lambda v: isinstance(v, list) and len(v) == 4 and _is_numbers(v), "four numbers"),
+    "area": (lambda v: _is_numbers([v]), "a number"),
+    "iscrowd": (lambda v: type(v) is int and v in (0, 1), "0 or 1"),
+}
+"""What training and evaluation rely on, wherever it stands; else they would fail in hour nine."""
 
 Json = dict[str, Any]
 
@@ -92,8 +123,8 @@ def read_annotations(path: Path) -> Annotations:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
         raise DataError(f"{path} is not JSON ({reason}): expected COCO instances") from None
     _check_structure(path, content)
     by_image: dict[int, list[Json]] = defaultdict(list)
@@ -114,8 +145,23 @@ def _check_structure(path: Path, content: Any) -> None:
                 raise DataError(
                     f"{path} is not COCO: {name}[{index}] lacks one of {', '.join(keys)}"
                 )
+            for key, (is_right, words) in _VALUES.items():
+                if key in item and not is_right(item[key]):
+                    raise DataError(
+                        f"{path} is not COCO: {name}[{index}].{key} is {quoted(item[key])}, "
+                        f"not {words}"
+                    )
     known = {category["id"] for category in content["categories"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for name, identities in (("categories", known), ("images", sizes)):
+        if len(identities) < len(content[name]):
+            raise DataError(f"{path}: two of its {name} have one id")
     for annotation in content["annotations"]:
+        if not _is_region(annotation.get("segmentation"), sizes.get(annotation["image_id"])):
+            raise DataError(
+                f"{path}: annotation {annotation['id']} has a segmentation that is neither "
+                "polygons [[x0, y0, x1, y1, ...], ...] nor run lengths of the image's size"
+            )
         if annotation["category_id"] not in known:
             raise DataError(
                 f"{path}: annotation {annotation['id']} has category_id "
@@ -124,6 +170,41 @@ def _check_structure(path: Path, content: Any) -> None:
     if not content["images"] or not known:
         empty = "categories" if content["images"] else "images"
         raise DataError(f"{path} lists no {empty}; {expected}")
+
+
+def _is_region(region: Any, size: tuple[int, int] | None) -> bool:
+    """Tell whether pycocotools can take a segmentation: it reads past the end of what it cannot."""
+    if region is None:
+        return True
+    if isinstance(region, dict):
+        counts = region.get("counts")
+        if size is not None and region.get("size") != list(size):
+            return False
+        if isinstance(counts, list):
+            whole = all(type(count) is int and count >= 0 for count in counts)
+            return size is None or (whole and sum(counts) == math.prod(size))
+        return isinstance(counts, str) and counts.isascii()
+    return isinstance(region, list) and all(
+        isinstance(polygon, list) and _is_numbers(polygon) for polygon in region
+    )
+
+
+def check_evaluated(annotations: Annotations, *, masks: bool = True) -> None:
+    """Check that pycocotools can evaluate on annotations, before hours of training.
+
+    Raises:
+        DataError: naming the first annotation that lacks something.
+    """
+    for annotation in annotations.content["annotations"]:
+        region = annotation.get("segmentation")
+        if masks and isinstance(region, list):
+            region = region and all(len(p) >= 4 and len(p) % 2 == 0 for p in region)
+        whole = {"area", "iscrowd"} <= annotation.keys() and (region or not masks)
+        if not whole:
+            raise DataError(
+                f"{annotations.path}: annotation {annotation['id']} lacks area, iscrowd or a whole "
+                "segmentation, and evaluating needs them"
+            )
 
 
 def training_objects(annotations: Sequence[Json], *, masks: bool = True) -> list[Json]:

@@ -41,6 +41,10 @@ def inspect(root: Path, progress: Progress, *, official: bool = False) -> DataRe
                 f"{annotations.path} lists {len(annotations.images):,} images, COCO 2017 has "
                 f"{_OFFICIAL[split]:,}: unpack annotations_trainval2017.zip (cocodataset.org) again"
             )
+    try:
+        coco.check_evaluated(annotations)
+    except DataError as error:
+        problems.append(str(error))
     if categories[coco.TRAIN] != categories[coco.VAL]:
         problems.append("the two annotation files list different categories")
     return DataReport(root, facts, problems)

@@ -58,6 +58,7 @@ class DetectionTask:
             return
         # Both splits at once: what is wrong with the second should not show after days of training.
         train, self._val = (_read(root, split) for split in (coco.TRAIN, coco.VAL))
+        coco.check_evaluated(self._val, masks=self.masks)
         self.category_ids = train.category_ids
         if self._val.category_ids != self.category_ids:
             raise DataError(f"{train.path} and {self._val.path} list different categories")

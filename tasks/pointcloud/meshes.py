@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.embedded import make_folder
 from harness.errors import DataError
 from harness.rng import derive
 from harness.task import Progress
@@ -85,8 +84,6 @@ def fingerprint(root: Path) -> str:
 def sample_all(root: Path, out: Path, progress: Progress) -> Path:
     """Sample every mesh under ``root`` into ``out``, unless that is there already.
 
-    It is written to a sibling folder that takes its name when whole.
-
     Raises:
         DataError: naming the first mesh that cannot be read, or if ``out`` cannot be written.
     """
@@ -94,23 +91,17 @@ def sample_all(root: Path, out: Path, progress: Progress) -> Path:
         return out
     from tasks.pointcloud import clouds
 
-    names = classes(root)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.mkdir(parents=True)
-        (partial / SHAPE_NAMES).write_text("\n".join(names) + "\n", encoding="utf-8")
+    def write(folder: Path) -> None:
+        names = "\n".join(classes(root)) + "\n"
+        (folder / SHAPE_NAMES).write_text(names, encoding="utf-8")
         for split in SPLITS:
             points, labels = _sample_split(root, split, progress)
-            clouds.write(partial, split, points, labels)
-        try:
-            partial.rename(out)
-        except OSError:
-            if not out.is_dir():  # else another process was faster: its files equal ours
-                raise
+            clouds.write(folder, split, points, labels)
+
+    try:
+        make_folder(out, write, out.is_dir)
     except OSError as error:
         raise DataError(f"cannot write the sampled meshes to {out}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

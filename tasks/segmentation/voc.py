@@ -244,7 +244,11 @@ def _digest(root: Path, lists: dict[str, Path]) -> str:
     for name, path in lists.items():
         digest.update(name.encode())
         for pair in read_split(root, path):
-            digest.update(f"{pair.name} {pair.mask.stat().st_size}\n".encode())
+            try:
+                size = pair.mask.stat().st_size
+            except OSError as error:  # a link that leads nowhere
+                raise DataError(f"{pair.mask} cannot be read: {error.strerror}") from None
+            digest.update(f"{pair.name} {size}\n".encode())
     return digest.hexdigest()
 
 

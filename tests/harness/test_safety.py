@@ -19,8 +19,8 @@ from rich.console import Console
 from harness.archives import Layout, unpack
 from harness.checkpoint import load
 from harness.collect import read_records, write_csv
-from harness.errors import DataError, UsageError
-from harness.foreign import is_plain, visible
+from harness.errors import DataError, UsageError, visible
+from harness.foreign import is_plain
 from harness.init import load_init
 from harness.inspect import status_table
 from harness.record import RunDir

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.foreign import is_plain, visible
+from harness.errors import visible
+from harness.foreign import is_plain
 from harness.record import Record, RunDir
 
 _MOST = 5000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.foreign import visible
+from harness.errors import visible
 from harness.progress import clock
 from harness.record import Record, RunDir
 from harness.report.build import BuiltTable
