@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.errors import DataError, UsageError
+from harness.documents import quoted
+from harness.errors import DataError, UsageError, first_line
 from harness.paths import PARTIAL
 from harness.schema import DataSection
 
@@ -29,15 +30,25 @@ def given_root(data: DataSection, needs: str) -> Path | None:
         needs: what a preset without embedded data needs, for the error.
 
     Raises:
-        DataError: if the preset needs real data and none are given.
+        DataError: if the preset needs real data and none are given, or no folder can be called so.
     """
     if data.root is not None:
-        return Path(data.root).expanduser()
+        return _folder(data.root)
     if data.embedded:
         return None
     if folder := os.environ.get("NORMBENCH_DATA"):
-        return Path(folder).expanduser()
+        return _folder(folder)
     raise DataError(f"this preset needs {needs}: give data=DIR or set NORMBENCH_DATA")
+
+
+def _folder(name: str) -> Path:
+    try:
+        folder = Path(name).expanduser()
+        folder.exists()
+    # Too long, or with a null character; or the home of nobody.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"data={quoted(name)} cannot be a folder: {first_line(error)}") from None
+    return folder
 
 
 def check_seed(seed: int) -> None:

@@ -126,7 +126,8 @@ def _merge(section: type[Section], base: Mapping[str, Any], over: Any) -> dict[s
         if inner is None or (not isinstance(value, Mapping) and inner.expand(value) is value):
             merged[key] = value
         else:
-            merged[key] = _merge(inner, merged.get(key) or {}, value)
+            earlier = merged.get(key)  # which may be no group: the later word wins
+            merged[key] = _merge(inner, earlier if isinstance(earlier, Mapping) else {}, value)
     return merged
 
 

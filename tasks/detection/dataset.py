@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 from tasks.detection import coco, maskrcnn_benchmark
 from tasks.detection.d2 import BoxMode, Instances, detection_utils, transforms
+from tasks.detection.inspection import UNREADABLE
 
 if TYPE_CHECKING:
     from numpy.random import RandomState
@@ -196,8 +197,8 @@ def read_bgr(record: dict[str, Any]) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = detection_utils.read_image(name, format="BGR")
     except FileNotFoundError:
         raise DataError(f"image {name} is missing, but the annotations list it") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UNREADABLE as error:
+        reason = first_line(error)
         raise DataError(
             f"image {name} cannot be read ({reason}): replace the file; "
             "`normbench data check detection` looks for more"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
-from harness.errors import DataError
+from PIL import Image, ImageOps
+
+from harness.errors import DataError, first_line
 from harness.task import DataReport, Progress
 from tasks.detection import coco
 
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are missing, truncated, no pictures, or absurdly large."""
 _OPENED = 200  # images of each split
 # cocodataset.org; of the training images 117,266 are usable, as detectron2 logs them.
 _OFFICIAL = {coco.TRAIN: 118_287, coco.VAL: 5_000}
@@ -94,15 +99,12 @@ def open_image(path: Path, width: int, height: int) -> None:
     Raises:
         DataError: if it is no whole image, or of another size than annotated.
     """
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(path) as image:
             image.load()
             size = ImageOps.exif_transpose(image).size
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"image {path} cannot be read ({reason})") from None
+    except UNREADABLE as error:
+        raise DataError(f"image {path} cannot be read ({first_line(error)})") from None
     if size != (width, height):
         raise DataError(
             f"image {path} has {size[0]} x {size[1]} pixels, annotated as {width} x {height}"

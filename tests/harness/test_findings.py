@@ -87,7 +87,8 @@ def test_recipes_with_values_for_groups_or_that_extend_themselves(toy, tmp_path)
     recipe = tmp_path / "configs" / "toy" / "bad.yaml"
     for text, words in (
         ("extends: mini\nnorm: true\n", "norm=True"),
-        ("model: {name: toy}\nbatch: true\n", "True"),
+        ("extends: mini\noptim: true\n", "True"),
+        ("exec: 5\nextends: mini\n", "5"),
         ("extends: mini\nbatch: {stat: 5}\nnorm: ghost_bn\n", "ghost"),
         ("extends: bad\n", "extends itself"),
         ("extends: [mini]\n", "unknown preset"),
@@ -231,6 +232,32 @@ def test_coco_is_looked_through_for_the_evaluation_before_training(tmp_path, lac
         coco.check_evaluated(annotations)
     if lacks == "segmentation":
         coco.check_evaluated(annotations, masks=False)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody_at_all"])
+@pytest.mark.parametrize("task", ["detection", "segmentation", "classification", "pointcloud"])
+def test_folders_that_cannot_be(tmp_path, task, name):
+    from harness.plan import plan
+
+    (cell,) = plan(task, [f"data={name}"], tmp_path)
+    assert (cell.state, cell.exit_code) == ("impossible", 3)
+    assert "cannot be a folder" in cell.reason
+
+
+def test_a_picture_that_claims_to_be_enormous(tmp_path):
+    from tasks.detection.dataset import read_bgr
+    from tasks.detection.inspection import open_image
+
+    path = tmp_path / "x.gif"
+    path.write_bytes(
+        b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + b"\0" * 6 + b",\0\0\0\0\xff\xff\xff\xff\0\x02"
+    )
+    for read in (
+        lambda: read_bgr({"file_name": str(path), "height": 1, "width": 1}),
+        lambda: open_image(path, 1, 1),
+    ):
+        with pytest.raises(DataError, match="cannot be read"):
+            read()
 
 
 def test_a_mask_that_is_a_dead_link(tmp_path):
