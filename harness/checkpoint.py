@@ -83,7 +83,7 @@ def save(path: Path, run_id: str, progress: Progress, state: dict[str, Any]) -> 
         error.filename = str(path)
         raise
     # A damaged file must not take the place of the good one before it.
-    if path.exists() and (_intact(path) or not previous(path).exists()):
+    if path.exists() and (intact(path) or not previous(path).exists()):
         path.replace(previous(path))
     temporary.replace(path)
 
@@ -101,7 +101,7 @@ def _write(file: IO[bytes], content: dict[str, Any]) -> None:
     file.write(len(comment).to_bytes(2, "little") + comment)
 
 
-def _intact(path: Path) -> bool | None:
+def intact(path: Path) -> bool | None:
     """Tell whether a file is as it was written; None where it has no checksum to tell by."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -143,8 +143,8 @@ def load(path: Path, run_id: str) -> tuple[dict[str, Any] | None, list[str]]:
 def _read(path: Path, run_id: str) -> tuple[dict[str, Any] | None, str]:
     """Return the content of a good checkpoint, else why it is none."""
     damaged = None, "is truncated or damaged"
-    intact = _intact(path)
-    if intact is False:
+    whole = intact(path)
+    if whole is False:
         return damaged
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -159,7 +159,7 @@ def _read(path: Path, run_id: str) -> tuple[dict[str, Any] | None, str]:
         return None, f"was written by a newer version (format {found}, this one reads {FORMAT})"
     if content.get("run_id") != run_id:
         return None, f"belongs to {content.get('run_id')}"
-    if found > 1 and intact is None:
+    if found > 1 and whole is None:
         return damaged
     try:
         Progress(**content["progress"])

@@ -43,6 +43,13 @@ TableWords = Annotated[
     typer.Argument(metavar="[TABLE]... [KEY=VALUE]...", help="preset=mini seed=0 data=DIR ..."),
 ]
 Every = Annotated[bool, typer.Option("--all", help="Every table of the set that preset= names.")]
+Pretrain = Annotated[
+    bool,
+    typer.Option(
+        "--pretrain",
+        help="Start from classification under the same norm, made first (init=pretrain).",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; default: what fits."),
@@ -90,20 +97,24 @@ def plan_command(
         int | None,
         typer.Option(min=1, metavar="N", help="Time N steps of each kind of run, for an estimate."),
     ] = None,
+    pretrain: Pretrain = False,
     tables: Tables = None,
     results: Results = None,
 ) -> None:
     """Show what `run TASK` or `reproduce TABLE` would start; start nothing."""
     from harness.plan import plan
     from harness.registry import task_names
-    from harness.reproduce import plan_tables, split_names
+    from harness.reproduce import plan_tables, pretrained, split_names
     from harness.terminal import plan_table
 
     names, pairs = split_names(words or [])
     folder, console = _results(results), _console()
     if len(names) == 1 and not every and names[0] in task_names():
+        pairs += ["init=pretrain"] * pretrain
         console.print(plan_table(plan(names[0], pairs, folder)))
         return
+    if pretrain:
+        pairs, every = pretrained(names, pairs, every=every)
     plan_tables(names, pairs, folder, console, every=every, jobs=jobs, steps=calibrate, path=tables)
 
 
@@ -112,6 +123,7 @@ def reproduce_command(
     words: TableWords = None,
     every: Every = False,
     jobs: Jobs = None,
+    pretrain: Pretrain = False,
     tables: Tables = None,
     results: Results = None,
 ) -> None:
@@ -119,9 +131,11 @@ def reproduce_command(
 
     normbench reproduce --all preset=mini; the same command goes on where it was stopped.
     """
-    from harness.reproduce import reproduce, split_names
+    from harness.reproduce import pretrained, reproduce, split_names
 
     names, pairs = split_names(words or [])
+    if pretrain:
+        pairs, every = pretrained(names, pairs, every=every)
     folder, console = _results(results), _console()
     reproduce(names, pairs, folder, console, every=every, jobs=jobs, path=tables)
 

@@ -52,6 +52,27 @@ class NormCounts(_Data):
     num_params: int
 
 
+class InitFacts(_Data):
+    """The initial weights of a run that did not start from scratch."""
+
+    source: str
+    """As ``init=`` named it."""
+    checksum: str
+    """Of the file; of a library's or a run's tensors, their own."""
+    norm: str
+    """That they were trained under, in the grammar of norms; ``?`` for what nobody knows."""
+    told_by: str
+    """How that is known."""
+    num_loaded: int
+    """Tensors that went into the model, adapted ones included."""
+    num_adapted: int
+    num_skipped: int
+    num_missing: int
+    pictures: dict[str, tuple[float, float, float]] | None = None
+    """``mean`` and ``std`` of RGB in 0..1, where pictures are shown as these weights expect them
+    and not as the recipe says."""
+
+
 class Record(_Data):
     """Everything a report needs of a finished run."""
 
@@ -70,6 +91,8 @@ class Record(_Data):
     best: dict[str, Best] = {}
     """Of each metric, where the run was evaluated on the way (``exec.eval_every``) too."""
     norm: NormCounts
+    init: InitFacts | None = None
+    """None from scratch, and in records of before schema 3."""
     stat_batch: int | None
     """Images that each batch statistic saw; None where there is none."""
     chunk: int
@@ -118,6 +141,8 @@ class RunDir:
         self.spec = self.path / "spec.yaml"
         self.environment = self.path / "environment.json"
         self.audit = self.path / "audit.csv"
+        self.weights = self.path / "weights.csv"
+        self.init = self.path / "init.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
         self.log = self.path / "log.txt"
@@ -157,6 +182,13 @@ class RunDir:
         """Return why the run failed, if it did."""
         try:
             return Failure.model_validate_json(self.failure.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return None
+
+    def read_init(self) -> InitFacts | None:
+        """Return what the first sitting loaded, if it loaded anything."""
+        try:
+            return InitFacts.model_validate_json(self.init.read_text(encoding="utf-8"))
         except (OSError, ValidationError):
             return None
 
