@@ -3,14 +3,13 @@
 Running averages come with batch norm alone, and some layouts name the norm. Weight standardisation
 leaves no such trace: the raw weights that a file holds are not standardised, only used so. What
 remains is arithmetic. Batch norm's running variance is that of what the layer before it gave out,
-which is about the sum of its squared weights times the mean square of its inputs (below 1 behind a
-norm and a ReLU), and the raw and the standardised weights differ in that sum by the variance of the
+which is about the sum of its squared weights times the mean square of its inputs (about 1 behind a
+norm), and the raw and the standardised weights differ in that sum by the variance of the
 raw ones. Where the two readings are a factor of ten apart, the variances tell which one was used.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from statistics import median
 
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from harness.weights.trained import Trained
 
-_USUAL = math.log10(0.2)
-"""log10 of a running variance over the sum of squared weights, in a trained network."""
+_USUAL = 0.0
+"""log10 of a running variance over the sum of squared weights: the median over the layers of our
+own trained mini networks, bn and bn_ws in four tasks, lies between -0.4 and 0.5."""
 _CLEAR = 1.0
-"""How much nearer to it one reading must be, in powers of ten."""
+"""How much nearer to it one reading must be, in powers of ten. In the same networks the wrong
+reading was at least 1.5 away from the right one."""
 
 
 def of_tensors(tensors: Mapping[str, Tensor], pairs: Iterable[tuple[Tensor, Tensor]]) -> Trained:

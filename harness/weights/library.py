@@ -40,7 +40,7 @@ def torchvision_weights(name: str) -> Any:
     network, _, version = name.partition(".")
     known = models.list_models()
     if network not in known:
-        raise UsageError(f"init=torchvision:{name}: no such network{did_you_mean(network, known)}")
+        raise UsageError(f"init=torchvision:{name}: no such network.{did_you_mean(network, known)}")
     entries = models.get_model_weights(network)
     versions = [entry.name for entry in entries]
     if not versions or (version and version not in versions):
@@ -99,11 +99,11 @@ def _timm_config(name: str) -> tuple[Any, str]:
     network = name.partition(".")[0]
     if not timm.is_model(network):
         raise UsageError(
-            f"init=timm:{name}: no such network{did_you_mean(network, timm.list_models())}"
+            f"init=timm:{name}: no such network.{did_you_mean(network, timm.list_models())}"
         )
     if name.partition(".")[2] and name not in timm.list_pretrained(f"{network}.*"):
         near = did_you_mean(name, timm.list_pretrained(f"{network}.*"))
-        raise UsageError(f"init=timm:{name}: no such weights{near}")
+        raise UsageError(f"init=timm:{name}: no such weights.{near}")
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UsageError(f"init=timm:{name}: timm has no weights of this network")
