@@ -102,7 +102,7 @@ def save(
         raise
     # A damaged file must not take the place of the good one before it.
     if (earlier := identity(path)) and (
-        earlier == written or _intact(path) or not previous(path).exists()
+        earlier == written or intact(path) or not previous(path).exists()
     ):
         path.replace(previous(path))
     temporary.replace(path)
@@ -122,7 +122,7 @@ def _write(file: IO[bytes], content: dict[str, Any]) -> None:
     file.write(len(comment).to_bytes(2, "little") + comment)
 
 
-def _intact(path: Path) -> bool | None:
+def intact(path: Path) -> bool | None:
     """Tell whether a file is as it was written; None where it has no checksum to tell by."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -164,8 +164,8 @@ def load(path: Path, run_id: str) -> tuple[dict[str, Any] | None, list[str]]:
 def _read(path: Path, run_id: str) -> tuple[dict[str, Any] | None, str]:
     """Return the content of a good checkpoint, else why it is none."""
     damaged = None, "is truncated or damaged"
-    intact = _intact(path)
-    if intact is False:
+    whole = intact(path)
+    if whole is False:
         return damaged
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -180,7 +180,7 @@ def _read(path: Path, run_id: str) -> tuple[dict[str, Any] | None, str]:
         return None, f"was written by a newer version (format {found}, this one reads {FORMAT})"
     if content.get("run_id") != run_id:
         return None, f"belongs to {content.get('run_id')}"
-    if found > 1 and intact is None:
+    if found > 1 and whole is None:
         return damaged
     try:
         Progress(**content["progress"])

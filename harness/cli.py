@@ -59,6 +59,13 @@ TableWords = Annotated[
     ),
 ]
 Every = Annotated[bool, typer.Option("--all", help="Every table of the set that preset= names.")]
+Pretrain = Annotated[
+    bool,
+    typer.Option(
+        "--pretrain",
+        help="Start from classification under the same norm, made first (init=pretrain).",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; default: what fits."),
@@ -116,6 +123,7 @@ def plan_command(
         int | None,
         typer.Option(min=1, metavar="N", help="Time N steps of each kind of run, for an estimate."),
     ] = None,
+    pretrain: Pretrain = False,
     tables: Tables = None,
     as_json: AsJson = False,
     results: Results = None,
@@ -123,12 +131,13 @@ def plan_command(
     """Show what `run TASK` or `reproduce TABLE` would start; start nothing."""
     from harness.plan import plan
     from harness.registry import task_names
-    from harness.reproduce import plan_tables, split_names
+    from harness.reproduce import plan_tables, pretrained, split_names
     from harness.terminal import plan_lines, plan_row, plan_table, print_json
 
     names, pairs = split_names(words or [])
     folder, console = _results(results), _console()
     if len(names) == 1 and not every and names[0] in task_names():
+        pairs += ["init=pretrain"] * pretrain
         cells = plan(names[0], pairs, folder)
         if as_json:
             print_json([plan_row(cell) for cell in cells])
@@ -137,6 +146,8 @@ def plan_command(
         else:
             console.print(plan_table(cells))
         return
+    if pretrain:
+        pairs, every = pretrained(names, pairs, every=every)
     plan_tables(
         *(names, pairs, folder, console),
         every=every,
@@ -153,6 +164,7 @@ def reproduce_command(
     every: Every = False,
     jobs: Jobs = None,
     launcher: LauncherName = None,
+    pretrain: Pretrain = False,
     tables: Tables = None,
     results: Results = None,
 ) -> None:
@@ -161,9 +173,11 @@ def reproduce_command(
     normbench reproduce --all preset=mini; the same command goes on where it was stopped.
     With --launcher slurm partition=NAME time=MINUTES gpus_per_run=N ...: through a job array.
     """
-    from harness.reproduce import reproduce, split_names
+    from harness.reproduce import pretrained, reproduce, split_names
 
     names, pairs = split_names(words or [])
+    if pretrain:
+        pairs, every = pretrained(names, pairs, every=every)
     folder, console = _results(results), _console()
     reproduce(names, pairs, folder, console, every=every, jobs=jobs, path=tables, launcher=launcher)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from harness.identity import cell_id
 from harness.launch import Running
@@ -75,7 +76,10 @@ def calibrate(
 
 def _timed(cell: PlannedRun, root: Path, steps: int, scratch: Path) -> Estimate | None:
     execution = cell.spec.exec.model_copy(update={"log_s": 1e-6, "checkpoint_s": 1e6})
-    spec: Spec = cell.spec.model_copy(update={"exec": execution})
+    changes: dict[str, Any] = {"exec": execution}
+    if cell.source is not None:  # whose weights are not there yet, and take no time
+        changes["init"] = cell.spec.init.model_copy(update={"source": "scratch", "cell": None})
+    spec: Spec = cell.spec.model_copy(update=changes)
     one = Running(PlannedRun(spec, RunDir(scratch, cell.run.id), "todo"), root)
     rates: list[float] = []
     memory, started = 0.0, 0.0

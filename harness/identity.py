@@ -10,6 +10,7 @@ from typing import Any
 from harness.norm.catalogue import NORMS, WS_VARIANTS
 from harness.registry import task_info
 from harness.schema import Spec
+from harness.weights import source
 
 
 def stat_batch(spec: Spec) -> int | None:
@@ -33,7 +34,7 @@ def science(spec: Spec) -> dict[str, Any]:
     """
     content = _described(spec)
     content["data"]["fingerprint"] = task_info(spec.task).fingerprint(spec)
-    content["init"] = init_checksum(spec)
+    content["init"] = source.identity(spec.init)
     return content
 
 
@@ -41,7 +42,8 @@ def cell_id(spec: Spec) -> str:
     """Return what a run is to a table: 8 hex digits, equal for all seeds of a table's cell.
 
     Real data and files of weights lie elsewhere on each machine, and may not be there when a table
-    is made: which they were stands in the record, and tables say where records differ in it.
+    is made: which they were stands in the record, and tables say where records differ in it. Of a
+    run that the weights come from, its own cell is a part.
     """
     content = _described(spec)
     embedded = spec.data.embedded and spec.data.root is None
@@ -146,24 +148,9 @@ def _described(spec: Spec) -> dict[str, Any]:
     }
     if spec.bn_eval != "running":
         content["bn_eval"] = spec.bn_eval
+    if spec.init.cell:  # files are no part of a cell; what another run was pretrained by is
+        content["init.cell"] = spec.init.cell
     return content
-
-
-def init_checksum(spec: Spec) -> str:
-    """Return ``scratch`` or the checksum of the file of initial weights.
-
-    Raises:
-        DataError: if the file is missing.
-    """
-    from harness.errors import DataError
-
-    if spec.init.source in (None, "scratch"):
-        return "scratch"
-    try:
-        with open(str(spec.init.source), "rb") as file:  # noqa: PTH123
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
-    except OSError as error:
-        raise DataError(f"init={spec.init.source}: {error.strerror}") from None
 
 
 def run_id(spec: Spec) -> str:

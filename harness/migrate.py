@@ -12,8 +12,9 @@ from typing import Any
 
 from harness.identity import cell_of
 
-SCHEMA_VERSION = 2
-"""1: the first. 2: ``cell``, ``best`` and the unreadable samples stand in every record."""
+SCHEMA_VERSION = 3
+"""1: the first. 2: ``cell``, ``best`` and the unreadable samples stand in every record. 3: ``init``
+tells of initial weights."""
 
 
 def migrate(content: Any) -> Any:
@@ -52,7 +53,12 @@ def _name_the_cell(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"cell": cell_of(content["science"], embedded=embedded)}
 
 
+def _leave(content: dict[str, Any]) -> dict[str, Any]:
+    """2 -> 3: what is new has a default, which says that nothing is known."""
+    return content
+
+
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = MappingProxyType(
-    {1: _name_the_cell}
+    {1: _name_the_cell, 2: _leave}
 )
 """Version -> step to the next one."""

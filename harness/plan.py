@@ -11,6 +11,7 @@ from harness.environment import continues_elsewhere
 from harness.errors import AuditError, DataError, UsageError
 from harness.identity import run_id, run_name, stat_batch
 from harness.norm.catalogue import NORMS, NormInfo
+from harness.pretrain import linked, pretraining, starting_from
 from harness.record import RunDir, State
 from harness.registry import task_info
 from harness.schema import Spec
@@ -29,6 +30,8 @@ class PlannedRun:
     """Why the run is impossible, how it failed, or what has changed since it was stopped."""
     exit_code: int = 2
     """What asking for this impossible run alone ends with."""
+    source: PlannedRun | None = None
+    """The run that must be made before, whose weights this one starts from (init=pretrain)."""
 
 
 def impossible(spec: Spec) -> str | None:
@@ -109,9 +112,21 @@ def _statistics_impossible(spec: Spec, norm: NormInfo, info: TaskInfo) -> str | 
 
 
 def plan_one(spec: Spec, results: Path) -> PlannedRun:
-    """Find the state of one spec."""
-    reason = impossible(spec)
+    """Find the state of one spec, and of the run that it is to start from.
+
+    Raises:
+        UsageError: if ``init=`` names what cannot be.
+    """
+    reason, source = impossible(spec), None
     try:
+        if (before := pretraining(spec)) is not None:
+            source = plan_one(before, results)
+            spec = starting_from(spec, before)
+            if source.state == "impossible" and not reason:
+                return _impossible(spec, results, f"its pretraining: {source.reason}", source)
+        else:
+            spec, other = linked(spec, results)
+            reason = reason or other
         run = RunDir(results, run_id(spec))
     except DataError as error:
         run = RunDir(results, f"{run_name(spec)}-?")
@@ -125,7 +140,12 @@ def plan_one(spec: Spec, results: Path) -> PlannedRun:
     if state in ("failed", "resumable"):
         changes = continues_elsewhere(run.environment, spec.exec.device)
         told += [f"would continue under {'; '.join(changes)}"] if changes else []
-    return PlannedRun(spec, run, state, "; ".join(told))
+    return PlannedRun(spec, run, state, "; ".join(told), source=source)
+
+
+def _impossible(spec: Spec, results: Path, reason: str, source: PlannedRun) -> PlannedRun:
+    run = RunDir(results, run_id(spec))
+    return PlannedRun(spec, run, "impossible", reason, source.exit_code)
 
 
 def plan(task: str, words: Sequence[str], results: Path) -> list[PlannedRun]:
@@ -142,6 +162,8 @@ def plan(task: str, words: Sequence[str], results: Path) -> list[PlannedRun]:
         except (UsageError, AuditError) as error:
             problems.update(dict.fromkeys(str(error).splitlines()))
             continue
+        if cell.source is not None:
+            cells.setdefault(cell.source.run.id, cell.source)
         key = cell.run.id if cell.state != "impossible" else f"{cell.run.id} {cell.reason}"
         cells.setdefault(key, cell)
     if problems:

@@ -52,6 +52,27 @@ class NormCounts(_Data):
     num_params: int
 
 
+class InitFacts(_Data):
+    """The initial weights of a run that did not start from scratch."""
+
+    source: str
+    """As ``init=`` named it."""
+    checksum: str
+    """Of the file; of a library's or a run's tensors, their own."""
+    norm: str
+    """That they were trained under, in the grammar of norms; ``?`` for what nobody knows."""
+    told_by: str
+    """How that is known."""
+    num_loaded: int
+    """Tensors that went into the model, adapted ones included."""
+    num_adapted: int
+    num_skipped: int
+    num_missing: int
+    pictures: dict[str, tuple[float, float, float]] | None = None
+    """``mean`` and ``std`` of RGB in 0..1, where pictures are shown as these weights expect them
+    and not as the recipe says."""
+
+
 class Record(_Data):
     """Everything a report needs of a finished run."""
 
@@ -70,6 +91,8 @@ class Record(_Data):
     best: dict[str, Best] = {}
     """Of each metric, where the run was evaluated on the way (``exec.eval_every``) too."""
     norm: NormCounts
+    init: InitFacts | None = None
+    """None from scratch, and in records of before schema 3."""
     stat_batch: int | None
     """Images that each batch statistic saw; None where there is none."""
     chunk: int
@@ -135,6 +158,8 @@ class RunDir:
     crash = _File("crash.json")
     job = _File("job.json")
     samples = _File("samples")
+    weights = _File("weights.csv")
+    init = _File("init.json")
 
     def __init__(self, results: Path, run_id: str) -> None:
         """Name the directory; nothing is created."""
@@ -176,6 +201,13 @@ class RunDir:
         except (OSError, ValueError):  # no text in UTF-8, or none of ours (pydantic's)
             return None
         return found.model_copy(update={"message": visible(found.message)})
+
+    def read_init(self) -> InitFacts | None:
+        """Return what the first sitting loaded, if it loaded anything."""
+        try:
+            return InitFacts.model_validate_json(self.init.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return None
 
     def write_failure(self, error: NormbenchError, step: int | None = None) -> None:
         """Keep the reason of a failure beside the run."""

@@ -10,19 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.board import board
+from harness.board import Board, board
 from harness.errors import NormbenchError, UsageError
 from harness.estimate import Estimate, calibrate, from_records
 from harness.identity import cell_id
 from harness.jobs import hand_over
+from harness.launch import Outcome
 from harness.launchers import split_options
 from harness.paths import require_writable
 from harness.placement import visible_gpus
 from harness.plan import PlannedRun, count_states
-from harness.pool import default_jobs, prepare_data, run_all
+from harness.pool import Sitting, default_jobs, prepare_data, run_all
 from harness.progress import clock
 from harness.report.definition import Cell, TableDefinition, Words, cells, choose
 from harness.terminal import new_table, plan_row, print_json, state_text
+from harness.weights.source import PRETRAIN
 
 
 def split_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -31,16 +33,34 @@ def split_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, [word for word in arguments if "=" in word]
 
 
+def pretrained(
+    names: Sequence[str], words: Sequence[str], *, every: bool
+) -> tuple[list[str], bool]:
+    """Return the words and ``--all`` that ``--pretrain`` stands for.
+
+    Every run whose backbone a classification run can pretrain starts from it; without tables, the
+    tables of the set ``pretrain`` are meant, which compare both.
+    """
+    if not names and not every:
+        return [*words, "preset=pretrain"], True
+    return [*words, f"init={PRETRAIN}"], every
+
+
 def needed(tables: Sequence[TableDefinition], words: Words, results: Path) -> list[Cell]:
     """Return the cells of all tables; those that are one run come as often as they are shown."""
     return [cell for table in tables for cell in cells(table, words, results)]
 
 
 def _runs(shown: Sequence[Cell]) -> dict[str, PlannedRun]:
-    """Return each run once, in the order of seeds, so that every table grows evenly."""
+    """Return each run once, in the order of seeds, so that every table grows evenly.
+
+    Those that others start from come before them.
+    """
     ordered = sorted(shown, key=lambda cell: cell.seed)
     runs: dict[str, PlannedRun] = {}
     for cell in ordered:
+        if (source := cell.planned.source) is not None:
+            runs.setdefault(_source_key(cell), source)
         runs.setdefault(_key(cell), cell.planned)
     return runs
 
@@ -60,6 +80,12 @@ def to_make(
     tables, pairs = choose(names, words, every=every, path=path)
     runs = _runs(needed(tables, pairs, results)).values()
     return [run for run in runs if run.state not in ("done", "impossible")]
+
+
+def _source_key(cell: Cell) -> str:
+    source = cell.planned.source
+    assert source is not None
+    return f"{cell_id(source.spec)} {cell.seed}"
 
 
 def plan_tables(
@@ -91,6 +117,8 @@ def plan_tables(
     used_by: dict[str, dict[str, None]] = {}
     for cell in shown:
         used_by.setdefault(_key(cell), {})[cell.table] = None
+        if cell.planned.source is not None:
+            used_by.setdefault(_source_key(cell), {})[cell.table] = None
     if as_json:
         print_json([_row(key, run, known, list(used_by[key])) for key, run in runs.items()])
         return
@@ -208,7 +236,7 @@ def reproduce(
     with board(len(todo), jobs, console) as show:
         roots, problems = prepare_data(todo, _stages(show.say))
         ready = [run for run in todo if run.run.id in roots]
-        sitting = run_all(ready, roots, jobs, show, needs=_memory(ready, results))
+        sitting = _in_order(ready, roots, jobs, show, problems, _memory(ready, results))
     failed = sitting.failed | {run: outcome.message for run, outcome in problems.items()}
     if sitting.stopped:
         error = NormbenchError("stopped: the same command goes on")
@@ -235,6 +263,36 @@ def _memory(cells: Sequence[PlannedRun], results: Path) -> dict[str, float]:
     known = from_records(results)
     guesses = {cell.run.id: known.get(cell_id(cell.spec)) for cell in cells}
     return {run: guess.mem_mib for run, guess in guesses.items() if guess}
+
+
+def _in_order(
+    runs: Sequence[PlannedRun],
+    roots: Mapping[str, Path],
+    jobs: int,
+    show: Board,
+    problems: dict[str, Outcome],
+    needs: Mapping[str, float],
+) -> Sitting:
+    """Make the runs that start from nothing here first, then those that start from them.
+
+    Those whose beginning could not be made are noted in ``problems``.
+    """
+    sitting = run_all([run for run in runs if run.source is None], roots, jobs, show, needs=needs)
+    if sitting.stopped:
+        return sitting
+    later = []
+    for run in runs:
+        if run.source is None:
+            continue
+        if run.source.run.state() == "done":
+            later.append(run)
+        else:
+            problems[run.run.id] = Outcome(3, f"{run.source.run.id}, its pretraining, is not there")
+    if later:
+        second = run_all(later, roots, jobs, show, needs=needs)
+        sitting.outcomes |= second.outcomes
+        sitting.stopped = second.stopped
+    return sitting
 
 
 def _stages(say: Callable[[str], None]) -> Callable[[str, int, int], None]:

@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.norm.catalogue import NORMS, WS_VARIANTS, parse_norm
 from harness.trackers.registry import tracker_names
@@ -31,6 +40,23 @@ class Section(BaseModel):
         if isinstance(value, dict) or cls.shorthand is None:
             return value
         return {cls.shorthand: value}
+
+
+class Later(Section):
+    """A section in which some keys came later than results.
+
+    At their default they change nothing, so they are left out of what is written and hashed: a run
+    that does not use them keeps its identity. Their defaults must never change.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        unused = {key for key in self.later if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in content.items() if key not in unused}
 
 
 class NormSection(Section):
@@ -168,14 +194,29 @@ class LossSection(Section):
     """A task's loss options."""
 
 
-class InitSection(Section):
+class InitSection(Later):
     """Where the initial weights come from."""
 
     shorthand = "source"
 
     source: str | None = Field(
-        None, description="scratch, or a file of weights with this model's parameter names"
+        None,
+        description="scratch, FILE, run:ID (a finished run), torchvision:NAME, timm:NAME, or "
+        "pretrain (the classification run of the same backbone, norm and seed)",
     )
+    norm: str | None = Field(
+        None, description="the norm that a file was trained under, where it does not tell: gn_ws"
+    )
+    colours: Literal["rgb", "bgr"] | None = Field(
+        None, description="channel order that a file was trained with; null = as its layout has it"
+    )
+    allow_mismatch: bool = Field(
+        False, description="load weights of another norm, or of a part of the backbone, nonetheless"
+    )
+    cell: str | None = Field(
+        None, description="filled in: what the run of init=run:ID is to a table, seed aside"
+    )
+    later = frozenset({"norm", "colours", "allow_mismatch", "cell"})
 
 
 class ExecSection(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from harness.schema import DataSection, LossSection, ModelSection, Spec
 from harness.share import ALONE, Share
@@ -55,6 +55,21 @@ class DataReport:
     root: Path
     facts: Mapping[str, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
+
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a network is shown pictures; initial weights fit one way only."""
+
+    colours: Literal["rgb", "bgr"]
+    """Order of the channels."""
+    mean: Triple | None = None
+    """Subtracted, of red, green, blue in 0..1; None where it is not known."""
+    std: Triple | None = None
+    """Divided by, alike."""
 
 
 class TaskInfo(Protocol):
@@ -133,6 +148,34 @@ class TaskInfo(Protocol):
 
     def show(self, spec: Spec, out: Path) -> None:
         """Draw samples of the data into a picture."""
+        ...
+
+
+@runtime_checkable
+class SeesPictures(Protocol):
+    """A ``TaskInfo`` whose network sees pictures, and may be shown them in another way."""
+
+    def pictures(self, spec: Spec) -> Pictures:
+        """Return how the recipe shows pictures."""
+        ...
+
+    def show_pictures(self, spec: Spec, mean: Triple, std: Triple) -> Spec:
+        """Return ``spec`` with another mean and deviation; the order of colours stays."""
+        ...
+
+
+@runtime_checkable
+class Pretrains(Protocol):
+    """A ``TaskInfo`` whose backbone can be pretrained as a classifier (``init=pretrain``)."""
+
+    def pretraining(self, spec: Spec) -> Sequence[tuple[str, str]]:
+        """Return the ``key=value`` words of classification with the backbone of ``spec``.
+
+        Norm, seed, data seed and device are added by the harness.
+
+        Raises:
+            UsageError: if no recipe of classification has it.
+        """
         ...
 
 

@@ -30,7 +30,6 @@ from harness.errors import Diverged, Interrupted, NormbenchError, UsageError
 from harness.evaluation import best_of, evaluate
 from harness.faults import explain, memory_explained
 from harness.identity import cell_id, science, stat_batch
-from harness.init import load_init
 from harness.journal import Journal
 from harness.loop import Trainer, peak_memory_mib, train
 from harness.norm import together
@@ -39,7 +38,15 @@ from harness.norm.catalogue import NORMS
 from harness.norm.surgery import apply_norm
 from harness.norm.synchronized import synchronize
 from harness.paths import sweep, write_atomic
-from harness.record import PROBED_S, MetricRow, NormCounts, Record, RunDir, write_record
+from harness.record import (
+    PROBED_S,
+    InitFacts,
+    MetricRow,
+    NormCounts,
+    Record,
+    RunDir,
+    write_record,
+)
 from harness.registry import task_class, task_info
 from harness.rng import derive, key_dropout
 from harness.samples import keep_samples
@@ -48,6 +55,7 @@ from harness.spec import load_spec
 from harness.stop import StopRequest
 from harness.task import Task
 from harness.trackers.guard import Trackers
+from harness.weights import start
 
 
 def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
@@ -90,7 +98,7 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with memory_explained(spec, chunk):
-        trainer, audit = _trainer(
+        trainer, audit, weights = _trainer(
             spec, run, data_root, ranks, device, chunk, remarks, resumed=content is not None
         )
         if content is not None:
@@ -121,7 +129,7 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
                 journal.remark(_re_estimate(trainer, journal, stop))
             rows = evaluate(trainer, journal, stop)
             if ranks.is_main:
-                record = _record(spec, run, audit, rows, trainer, where)
+                record = _record(spec, run, audit, weights, rows, trainer, where)
                 if problem := keep_samples(trainer.task, trainer.model, device, run):
                     journal.remark(problem)
                 write_record(run, record)
@@ -163,17 +171,18 @@ def _trainer(
     remarks: list[str],
     *,
     resumed: bool,
-) -> tuple[Trainer, NormAudit]:
+) -> tuple[Trainer, NormAudit, InitFacts | None]:
     """Build a run's model with its initial weights and what trains it."""
-    task = task_class(task_info(spec.task))(spec, data_root)
+    origin = start.prepare(spec, run, resumed=resumed)
+    task = task_class(task_info(spec.task))(origin.spec, data_root)
     task.out = run.path
     model, audit = build_model(task, spec)
     model = _placed(model, spec, device)
-    if spec.init.source not in (None, "scratch") and not resumed:
-        remarks.append(load_init(model, str(spec.init.source)))
+    weights, said = start.apply(origin, model, audit, run, task.backbone, write=ranks.is_main)
+    remarks += said
     if note := NORMS[spec.norm.layer].constraints:
         remarks.append(f"note on {spec.norm.layer}: {note}")
-    return Trainer(task, model, spec, ranks, device, chunk=chunk), audit
+    return Trainer(task, model, spec, ranks, device, chunk=chunk), audit, weights
 
 
 def _carry_changes(run: RunDir, where: dict[str, Any]) -> list[str]:
@@ -208,6 +217,7 @@ def _record(
     spec: Spec,
     run: RunDir,
     audit: NormAudit,
+    weights: InitFacts | None,
     metrics: tuple[MetricRow, ...],
     trainer: Trainer,
     where: dict[str, Any],
@@ -231,6 +241,7 @@ def _record(
             num_frozen=audit.num_frozen,
             num_params=sum(parameter.numel() for parameter in trainer.model.parameters()),
         ),
+        init=weights,
         stat_batch=stat_batch(spec),
         steps=spec.steps,
         images_per_s=spec.steps * spec.batch.size / max(progress.train_s, 1e-9),

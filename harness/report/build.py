@@ -288,9 +288,19 @@ def _confounds(table: TableDefinition, cell: Cell, reference: Cell) -> Iterator[
     columns = () if table.reference_is_row else table.columns
     meant = {key for column in columns for key, _ in column.words}
     differing = confounds(cell.planned.spec, reference.planned.spec)
-    found = [text for text in differing if text.partition(" ")[0] not in meant]
+    both = [one.planned.source for one in (cell, reference)]
+    if both[0] and both[1]:  # each from weights of its own norm: what do these differ in?
+        differing = [text for text in differing if not text.startswith("init.cell ")]
+        differing += [f"pretraining: {text}" for text in confounds(both[0].spec, both[1].spec)]
+    found = [text for text in differing if not _named(text, meant)]
     if found:
         yield f"not only the norm differs from {table.reference}: " + "; ".join(found)
+
+
+def _named(text: str, meant: set[str]) -> bool:
+    """Tell whether what a text says to differ is a key of ``meant``, or in a section of it."""
+    key = text.partition(" ")[0]
+    return key in meant or key.partition(".")[0] in meant
 
 
 def _remarks(runs: pd.DataFrame) -> Iterator[str]:
@@ -306,9 +316,9 @@ def _remarks(runs: pd.DataFrame) -> Iterator[str]:
         ("device", "on different devices, so that costs cannot be compared"),
         ("torch", "with different versions of torch"),
         ("fingerprint", "on different data"),
-        ("init", "from different initial weights"),
     ):
         yield from _differing(runs[column], what)
+    yield from _differing(_given(runs["init"]), "from different initial weights")
     # The task's version, then the norm's, in which norms differ at all times.
     parts = runs["numerics"].str.partition(".")
     yield from _differing(parts[0], "with different versions of the task's code")
@@ -329,6 +339,11 @@ def _faults(runs: pd.DataFrame) -> Iterator[str]:
     if len(hit := runs[runs["changed"].notna()]):
         changes = ", ".join(sorted(set(hit["changed"])))
         yield f"{len(hit)} of {len(runs)} runs were continued in another environment: {changes}"
+
+
+def _given(init: pd.Series[str]) -> pd.Series[str]:
+    """Name weights of other runs alike: they differ by norm and seed, as they should."""
+    return init.where(~init.str.startswith("run:").fillna(False), "other runs")
 
 
 def _differing(values: pd.Series[str], what: str) -> Iterator[str]:

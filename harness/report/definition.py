@@ -18,13 +18,15 @@ from harness.errors import UsageError, did_you_mean
 from harness.identity import cell_id
 from harness.paths import configs_dir
 from harness.plan import PlannedRun, plan_one
+from harness.pretrain import can_pretrain
 from harness.registry import task_names
 from harness.spec import build, parse_words, sweep
+from harness.weights.source import PRETRAIN
 
-SETS = ("mini", "rates", "lite", "paper")
+SETS = ("mini", "rates", "pretrain", "lite", "paper")
 """What the tables are grouped by, and the preset that each starts from."""
 
-_FREE = re.compile(r"(data|data\.root|init|init\.source|devices|exec\..+)")
+_FREE = re.compile(r"(data|data\.root|init|init\.(?:source|norm|colours)|devices|exec\..+)")
 """Keys that say where and on what a table's runs are made, and not what they are."""
 
 Words = tuple[tuple[str, str], ...]
@@ -252,6 +254,8 @@ def cells(table: TableDefinition, words: Words, results: Path) -> Iterator[Cell]
         UsageError: if the definition is wrong, naming the table.
     """
     start: Words = (("preset", table.set), *table.base)
+    if not _takes_pretraining(table):
+        words = tuple(pair for pair in words if pair != _PRETRAINED)
     for row, column, seed in itertools.product(table.rows, table.columns, table.all_seeds()):
         pairs = [*start, *row.words, *column.words, *words, ("seed", str(seed))]
         try:
@@ -260,3 +264,13 @@ def cells(table: TableDefinition, words: Words, results: Path) -> Iterator[Cell]
             place = ", ".join(filter(None, (row.label, column.label)))
             raise UsageError(f"table {table.name} ({place}): {error}") from None
         yield Cell(table.name, row.label, column.label, seed, planned, cell_id(planned.spec))
+
+
+_PRETRAINED = ("init", PRETRAIN)
+
+
+def _takes_pretraining(table: TableDefinition) -> bool:
+    """Tell whether ``init=pretrain`` concerns a table: not where it names weights itself."""
+    axes = [table.base, *(entry.words for entry in (*table.rows, *table.columns))]
+    named = any(key in ("init", "init.source") for words in axes for key, _ in words)
+    return can_pretrain(table.task) and not named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.task import NormFacts
 
@@ -38,8 +38,15 @@ class ResNetShape:
         return tuple(sorted({self.width, *inner, *(4 * stage for stage in stages)}))
 
 
+MINI = "resnet_mini"
+"""How the names of the networks begin whose width may be chosen."""
+
 RESNETS: dict[str, ResNetShape] = {
     "resnet_mini": ResNetShape((2, 2, 2), width=16, bottleneck=False, small_stem=True),
+    # The backbones of the mini segmentation and detection networks, so that these can start from
+    # weights that were trained to classify.
+    "resnet_mini_segmentation": ResNetShape((1, 1, 1), width=16, bottleneck=False, small_stem=True),
+    "resnet_mini_detection": ResNetShape((2, 2, 2, 2), width=24, bottleneck=False),
     "resnet50": ResNetShape((3, 4, 6, 3)),
     "resnet101": ResNetShape((3, 4, 23, 3)),
     "resnext50_32x4d": ResNetShape((3, 4, 6, 3), groups=32, width_per_group=4),
@@ -47,15 +54,22 @@ RESNETS: dict[str, ResNetShape] = {
 }
 
 
-def norm_facts(name: str, size: int) -> NormFacts:
+def shape_of(name: str, width: int | None) -> ResNetShape | None:
+    """Return the shape of one of ``RESNETS``, with ``width`` channels in its stem if given."""
+    shape = RESNETS.get(name)
+    return replace(shape, width=width) if shape and width else shape
+
+
+def norm_facts(name: str, size: int, width: int | None = None) -> NormFacts:
     """Describe the norm sites of a network on square pictures.
 
     Args:
         name: of the network. Of one that is not in ``RESNETS`` nothing is known, so that nothing is
             refused before it is built: no widths, and enough values for any norm.
         size: side of the pictures, px.
+        width: channels of the stem, where they are not those of ``RESNETS``.
     """
-    shape = RESNETS.get(name)
+    shape = shape_of(name, width)
     if shape is None:
         return NormFacts((), 2, "its last norm")
     side = -(-size // shape.stride)

@@ -10,17 +10,21 @@ from pydantic import Field
 from harness.embedded import given_root
 from harness.errors import DataError
 from harness.paths import cache_dir
-from harness.schema import DataSection, LossSection, ModelSection, Spec
-from harness.task import DataReport, NormFacts, Progress
+from harness.schema import DataSection, Later, LossSection, ModelSection, Spec
+from harness.task import DataReport, NormFacts, Pictures, Progress, Triple
 from tasks.classification import architectures, embedded, imagefolder, prepare
 
 
-class ClassificationModel(ModelSection):
+class ClassificationModel(Later, ModelSection):
     """A network; batch norm at every site before surgery."""
 
     name: str = Field(
         description=f"{', '.join(architectures.RESNETS)}, or any classifier of torchvision or timm"
     )
+    width: int | None = Field(
+        None, ge=1, description="channels of the stem of a resnet_mini*; null = as it is named for"
+    )
+    later = frozenset({"width"})
 
 
 class ClassificationData(DataSection):
@@ -62,7 +66,8 @@ class ClassificationInfo:
 
     def norm_facts(self, spec: Spec) -> NormFacts:
         """Describe the norm sites of the ResNets that we know; others are not refused here."""
-        return architectures.norm_facts(spec.model.name, _data(spec).size)
+        model = _model(spec)
+        return architectures.norm_facts(model.name, _data(spec).size, model.width)
 
     def separable(self, spec: Spec) -> bool:
         """Return True: pictures have one size."""
@@ -79,8 +84,10 @@ class ClassificationInfo:
             return None
 
     def refuse(self, spec: Spec) -> str | None:
-        """Refuse crops that cannot be made."""
-        data = _data(spec)
+        """Refuse crops that cannot be made, and a width that a network cannot have."""
+        data, model = _data(spec), _model(spec)
+        if model.width is not None and not model.name.startswith(architectures.MINI):
+            return f"model.width={model.width} is for {architectures.MINI}*, not for {model.name}"
         if data.resize is not None and data.resize < data.size:
             return (
                 f"data.resize={data.resize} leaves too little for a centre crop of "
@@ -156,9 +163,24 @@ class ClassificationInfo:
 
         show(self.prepare(spec, lambda *_: None), imagefolder.TRAIN, out)
 
+    def pictures(self, spec: Spec) -> Pictures:
+        """Return the recipe's mean and deviation, RGB."""
+        data = _data(spec)
+        return Pictures("rgb", data.mean, data.std)
+
+    def show_pictures(self, spec: Spec, mean: Triple, std: Triple) -> Spec:
+        """Return ``spec`` with another mean and deviation."""
+        data = _data(spec).model_copy(update={"mean": mean, "std": std})
+        return spec.model_copy(update={"data": data})
+
     @staticmethod
     def _embedded_name(data: ClassificationData) -> str:
         return embedded.fingerprint(data.seed, data.size, data.num_train, data.num_val)
+
+
+def _model(spec: Spec) -> ClassificationModel:
+    assert isinstance(spec.model, ClassificationModel)
+    return spec.model
 
 
 def _data(spec: Spec) -> ClassificationData:

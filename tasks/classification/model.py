@@ -15,18 +15,21 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from harness.errors import EnvironmentProblem, UsageError, did_you_mean
 from harness.norm.pairing import pair
-from tasks.classification.architectures import RESNETS, ResNetShape
+from tasks.classification.architectures import MINI, RESNETS, ResNetShape, shape_of
 
 BARE = ("fc",)
 """The only layer of a ResNet that no norm follows."""
 
 
-def build_classifier(name: str, num_classes: int) -> tuple[nn.Module, Sequence[str]]:
+def build_classifier(
+    name: str, num_classes: int, width: int | None = None
+) -> tuple[nn.Module, Sequence[str]]:
     """Build a classifier with random weights.
 
     Args:
         name: one of ``RESNETS``, or the name of a classifier of torchvision, else of timm.
         num_classes: width of its output.
+        width: channels of the stem of a ``resnet_mini*``; None for those of its name.
 
     Returns:
         The network, from (B, 3, H, W) to (B, num_classes), and patterns of the layers that no norm
@@ -36,9 +39,10 @@ def build_classifier(name: str, num_classes: int) -> tuple[nn.Module, Sequence[s
         UsageError: if neither library has such a network.
         EnvironmentProblem: if timm might have it, and is not installed.
     """
-    shape = RESNETS.get(name)
+    shape = shape_of(name, width)
     if shape is not None:
-        return (SmallResNet if shape.small_stem else _resnet)(shape, num_classes), BARE
+        small = name.startswith(MINI)
+        return (SmallResNet if small else _resnet)(shape, num_classes), BARE
     model = _library_model(name, num_classes)
     return model, [path for path, layer in pair(model).layers.items() if not layer.feeds]
 
@@ -71,9 +75,11 @@ class SmallResNet(nn.Module):
     def __init__(self, shape: ResNetShape, num_classes: int) -> None:
         super().__init__()
         channels = shape.width
-        self.conv1 = nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False)
+        side = 3 if shape.small_stem else 7
+        self.conv1 = nn.Conv2d(3, channels, side, stride=2, padding=side // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if shape.small_stem else nn.MaxPool2d(3, 2, padding=1)
         stages = []
         for number, blocks in enumerate(shape.layers):
             wide = shape.width * 2**number
@@ -89,7 +95,7 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to logits (B, num_classes)."""
-        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         logits: Tensor = self.fc(x.mean((2, 3)))

@@ -18,7 +18,7 @@ from tasks.classification import evaluation, samples
 from tasks.classification.embedded import NUM_CLASSES
 from tasks.classification.imagefolder import IMAGENET_CLASSES, TRAIN, VAL, list_split
 from tasks.classification.images import FolderImages, Sample, normalise
-from tasks.classification.info import ClassificationData
+from tasks.classification.info import ClassificationData, ClassificationModel
 from tasks.classification.model import BARE, build_classifier, logits_of
 
 Batch = tuple[Tensor, Tensor]
@@ -56,7 +56,9 @@ class ClassificationTask:
 
     def build_model(self) -> nn.Module:
         """Build the network with batch norm at every site and one output per class."""
-        model, self.bare = build_classifier(self.spec.model.name, self.num_classes)
+        section = self.spec.model
+        assert isinstance(section, ClassificationModel)
+        model, self.bare = build_classifier(section.name, self.num_classes, section.width)
         return model
 
     def finish_model(self, model: nn.Module) -> None:

@@ -48,6 +48,15 @@ _BACKBONES = {  # He et al. 2016, arXiv 1512.03385, table 1; the mini network's 
 }
 
 
+CLASSIFIERS = {
+    "r50": "resnet50",
+    "r101": "resnet101",
+    "x50": "resnext50_32x4d",
+    "x101": "resnext101_32x4d",
+}
+"""The classification networks (``tasks.classification``) that the backbones are."""
+
+
 def architecture(name: str) -> Architecture:
     """Return what ``name`` (a ``ModelName``) stands for."""
     meta, _, backbone = name.split("_", 2)

@@ -5,41 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from harness import archives
 from harness.embedded import given_root
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.paths import cache_dir
-from harness.schema import DataSection, LossSection, ModelSection, Section, Spec
-from harness.task import DataReport, NormFacts, Progress
+from harness.schema import DataSection, Later, LossSection, ModelSection, Section, Spec
+from harness.task import DataReport, NormFacts, Pictures, Progress, Triple
 from tasks.detection import coco, embedded, prepare
-from tasks.detection.architectures import ModelName, architecture
+from tasks.detection.architectures import CLASSIFIERS, ModelName, architecture
 
 LEVELS = 5  # p2 .. p6
 _STRIDE = 32  # of res5 and p5, the coarsest maps with a norm
 
 
-class _Later(Section):
-    """A section in which some keys came later than results.
-
-    At their default they change nothing, so they are left out of what is written and hashed: a run
-    that does not use them keeps its identity. Their defaults must never change.
-    """
-
-    later: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = handler(self)
-        fields = type(self).model_fields
-        unused = {key for key in self.later if getattr(self, key) == fields[key].default}
-        return {key: value for key, value in content.items() if key not in unused}
-
-
-class RPNSection(_Later):
+class RPNSection(Later):
     """The region proposal network, one anchor size a pyramid level."""
 
     anchor_sizes: tuple[int, int, int, int, int] = Field(description="anchor sides of p2..p6, px")
@@ -98,7 +81,7 @@ class TestSection(Section):
     max_detections: int = Field(ge=1, description="detections kept per image")
 
 
-class DetectionModel(_Later, ModelSection):
+class DetectionModel(Later, ModelSection):
     """Mask or Faster R-CNN on a ResNet with a feature pyramid; batch norm before surgery."""
 
     name: ModelName = Field(
@@ -127,7 +110,7 @@ class DetectionModel(_Later, ModelSection):
     test: TestSection
 
 
-class DetectionData(_Later, DataSection):
+class DetectionData(Later, DataSection):
     """COCO instances: a real folder, or pictures of shapes generated in the same format."""
 
     size: int = Field(96, ge=1, description="embedded data: side of the pictures, px")
@@ -275,9 +258,55 @@ class DetectionInfo:
 
         show(self.prepare(spec, lambda *_: None), coco.TRAIN, out)
 
+    def pictures(self, spec: Spec) -> Pictures:
+        """Return the recipe's mean and deviation; detectron2's networks see BGR."""
+        model, _ = _sections(spec)
+        return Pictures("bgr", _of_rgb(model.pixel_mean), _of_rgb(model.pixel_std))
+
+    def show_pictures(self, spec: Spec, mean: Triple, std: Triple) -> Spec:
+        """Return ``spec`` with another mean and deviation."""
+        pixels = {"pixel_mean": _of_bgr(mean), "pixel_std": _of_bgr(std)}
+        return spec.model_copy(update={"model": spec.model.model_copy(update=pixels)})
+
+    def pretraining(self, spec: Spec) -> Sequence[tuple[str, str]]:
+        """Return the recipe of the backbone, or of the narrow one on as large a batch."""
+        model, _ = _sections(spec)
+        backbone = model.name.split("_")[2]
+        if backbone == "mini" and spec.preset in ("mini", "smoke"):
+            pictures = self.pictures(spec)
+            return [
+                ("preset", spec.preset),
+                ("model.name", "resnet_mini_detection"),
+                ("model.width", str(model.width)),
+                ("batch.micro", "16" if spec.preset == "mini" else "4"),
+                ("data.size", "64"),  # the last of its stages are 32 times smaller
+                ("data.mean", str(list(pictures.mean or ()))),
+                ("data.std", str(list(pictures.std or ()))),
+            ]
+        if spec.preset == "lite" and backbone in CLASSIFIERS:
+            # Its micro-batch is the case that is studied; weights are made on whole batches.
+            words = [("preset", "lite"), ("model.name", CLASSIFIERS[backbone])]
+            return [*words, ("batch.micro", "256")]
+        if spec.preset.startswith("paper") and backbone in CLASSIFIERS:
+            return [("preset", "paper" if backbone == "r50" else f"paper_{backbone}")]
+        raise UsageError(
+            f"init=pretrain: no recipe of classification has the backbone of {model.name} with "
+            f"preset={spec.preset}; give init=run:ID or init=FILE"
+        )
+
     @staticmethod
     def _embedded_name(data: DetectionData) -> str:
         return embedded.fingerprint(data.seed, data.size, data.num_train, data.num_val)
+
+
+def _of_rgb(bgr: Triple) -> Triple:
+    blue, green, red = bgr
+    return red / 255, green / 255, blue / 255
+
+
+def _of_bgr(rgb: Triple) -> Triple:
+    red, green, blue = rgb
+    return 255 * blue, 255 * green, 255 * red
 
 
 def _sections(spec: Spec) -> tuple[DetectionModel, DetectionData]:

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from harness.embedded import given_root
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.paths import cache_dir
 from harness.schema import DataSection, LossSection, ModelSection, Spec
-from harness.task import DataReport, NormFacts, Progress
+from harness.task import DataReport, NormFacts, Pictures, Progress, Triple
 from tasks.segmentation import embedded, prepare, voc
 
 _R101_WIDTHS = (64, 128, 256, 512, 1024, 2048)
@@ -183,6 +183,38 @@ class SegmentationInfo:
 
         _, data = _sections(spec)
         show(self.prepare(spec, lambda *_: None), data.train_set, out)
+
+    def pictures(self, spec: Spec) -> Pictures:
+        """Return the recipe's mean and deviation, RGB."""
+        _, data = _sections(spec)
+        return Pictures("rgb", data.mean, data.std)
+
+    def show_pictures(self, spec: Spec, mean: Triple, std: Triple) -> Spec:
+        """Return ``spec`` with another mean and deviation."""
+        data = spec.data.model_copy(update={"mean": mean, "std": std})
+        return spec.model_copy(update={"data": data})
+
+    def pretraining(self, spec: Spec) -> Sequence[tuple[str, str]]:
+        """Return the recipe of ResNet-101, or of the narrow backbone on as large a batch."""
+        model, data = _sections(spec)
+        if model.name == "deeplabv3_mini" and spec.preset in ("mini", "smoke"):
+            return [
+                ("preset", spec.preset),
+                ("model.name", "resnet_mini_segmentation"),
+                ("model.width", str(model.width)),
+                ("batch.micro", "16" if spec.preset == "mini" else "4"),
+                ("data.mean", str(list(data.mean))),
+                ("data.std", str(list(data.std))),
+            ]
+        if model.name == "deeplabv3_r101" and spec.preset in ("paper", "torchvision"):
+            return [("preset", "paper_r101")]
+        if model.name == "deeplabv3_r101" and spec.preset == "lite":
+            # Its micro-batch is the case that is studied; weights are made on whole batches.
+            return [("preset", "lite"), ("model.name", "resnet101"), ("batch.micro", "256")]
+        raise UsageError(
+            f"init=pretrain: no recipe of classification has the backbone of {model.name} with "
+            f"preset={spec.preset}; give init=run:ID or init=FILE"
+        )
 
     @staticmethod
     def _embedded_name(data: SegmentationData) -> str:

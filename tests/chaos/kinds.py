@@ -238,7 +238,7 @@ def weights(folder: Path) -> Kind:
     """Damage a file of initial weights, and load it."""
     import torch
 
-    from harness.init import load_init
+    from harness.weights.read import read
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     path = folder / "weights.pt"
@@ -252,7 +252,7 @@ def weights(folder: Path) -> Kind:
             path.write_bytes(spoiled(whole, changes))
         else:
             torch.save(damaged(content, changes), path)
-        return refused(lambda: load_init(model, str(path)))
+        return refused(lambda: read(path))
 
     return Kind(
         st.one_of(st.tuples(st.just("bytes"), byte_edits), st.tuples(st.just("tree"), edits)),

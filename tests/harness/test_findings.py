@@ -11,11 +11,11 @@ import torch
 from harness.cli import main as normbench
 from harness.documents import parse_yaml, quoted
 from harness.errors import DataError, UsageError
-from harness.init import load_init
 from harness.inspect import status_table
 from harness.record import RunDir
 from harness.report.definition import definitions
 from harness.spec import build, load_spec, sweep
+from harness.weights.read import read
 from tasks.detection import coco
 from tasks.segmentation import voc
 
@@ -151,7 +151,7 @@ def test_weights_with_a_flipped_bit(tmp_path):
     for place in range(0, len(whole), 11):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         try:
-            load_init(model, str(path))
+            read(path)
         except DataError as error:
             told.append(str(error))
     assert told

@@ -31,6 +31,7 @@ def test_the_first_version_is_read_with_every_number(toy):
     assert record.schema_version == SCHEMA_VERSION
     assert record.cell == cell_id(build("toy", [("norm", "gn_ws"), ("seed", "3")]))
     assert (record.best, record.num_unreadable, record.num_replaced) == ({}, 0, 0)
+    assert record.init is None
     kept = json.loads(record.model_dump_json())
     assert {name: kept[name] for name in content if name != "schema_version"} == {
         name: value for name, value in content.items() if name != "schema_version"
@@ -90,7 +91,7 @@ def test_what_is_no_record_of_ours_is_refused_in_one_line(tmp_path, change, word
 def test_a_new_field_without_a_new_version_is_seen():
     """Adding a field to the record must raise the version, so that older code refuses in words."""
     names = sorted(Record.model_fields)
-    assert (SCHEMA_VERSION, len(names)) == (2, 23), "raise SCHEMA_VERSION, add a migration"
+    assert (SCHEMA_VERSION, len(names)) == (3, 24), "raise SCHEMA_VERSION, add a migration"
 
 
 def test_a_journal_keeps_what_it_knows_of_another_version(tmp_path):
@@ -103,3 +104,14 @@ def test_a_journal_keeps_what_it_knows_of_another_version(tmp_path):
     with Journal(path, 3, enabled=True):
         pass
     assert path.read_text() == known + '{"event": "start", "step": 3}\n'
+
+
+def test_the_second_version_is_read_with_every_number(toy):
+    """Written by the code of schema version 2 (host, processor, arguments and date renamed)."""
+    path = GOLDEN / "record_v2.json"
+    content, record = json.loads(path.read_text()), read_record(path)
+    assert content["schema_version"] == 2
+    assert (record.schema_version, record.init) == (SCHEMA_VERSION, None)
+    kept = json.loads(record.model_dump_json())
+    del content["schema_version"]
+    assert {name: kept[name] for name in content} == content

@@ -21,7 +21,6 @@ from harness.checkpoint import load
 from harness.collect import read_records, write_csv
 from harness.errors import DataError, UsageError, visible
 from harness.foreign import is_plain
-from harness.init import load_init
 from harness.inspect import status_table
 from harness.record import RunDir
 from harness.report.command import rebuild
@@ -29,6 +28,7 @@ from harness.report.curves import read_curve
 from harness.report.definition import definitions
 from harness.spec import build, load_spec
 from harness.terminal import result_table
+from harness.weights.read import read
 from tests.harness.test_collect import record_of, store
 from tests.toycli import ROOT, installed
 
@@ -82,13 +82,13 @@ def test_files_of_weights_run_nothing(tmp_path):
     trap, file = tmp_path / "trap", tmp_path / "checkpoint.pt"
     torch.save({"model": Bomb(trap)}, file)
     with pytest.raises(DataError, match="not a file of tensors"):
-        load_init(torch.nn.Linear(1, 1), str(file))
+        read(file)
     content, remarks = load(file, "x")
     assert content is None
     assert remarks
     file.write_bytes(pickle.dumps(Bomb(trap), protocol=2))
     with pytest.raises(DataError):
-        load_init(torch.nn.Linear(1, 1), str(file))
+        read(file)
     assert load(file, "x")[0] is None
     assert not trap.exists()
 
