@@ -257,6 +257,10 @@ def _differences(record: Record, row: Published) -> Iterator[tuple[Comparable, s
     from_scratch = record.science["init"] == "scratch"
     if row.init is not None and from_scratch != (row.init == "scratch"):
         yield "no", f"init={'scratch' if from_scratch else 'FILE'}, published from {row.init}"
+    if given.get("init", {}).get("allow_mismatch"):
+        yield "no", "init.allow_mismatch: initial weights of another norm or network"
+    if record.init is not None and record.init.pictures:
+        yield "partly", "pictures are shown as the initial weights expect, not as published"
     ours = {key for key in given if key not in (*_JUDGED, *_FREE)}
     free = {f"data.{key}" for key in preset.data.not_science}
     for key, value in flat({key: given[key] for key in ours}):

@@ -108,7 +108,7 @@ def test_a_wrong_key_in_a_row_names_the_table(tables, tmp_path):
 
 def test_our_tables_can_be_planned(tmp_path):
     tables = definitions(tables_file()).values()
-    assert {table.set for table in tables} == {"mini", "rates", "lite", "paper"}
+    assert {table.set for table in tables} == {"mini", "rates", "pretrain", "lite", "paper"}
     for table in tables:
         planned = list(cells(table, (), tmp_path))
         assert len({(cell.row, cell.column) for cell in planned}) == len(table.rows) * len(

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.identity import stat_batch
 from harness.norm.catalogue import NORMS
 from harness.paths import published_csv
-from harness.record import MetricRow, Record
+from harness.record import InitFacts, MetricRow, Record
 from harness.registry import TASKS
 from harness.report.published import Published, load, match, read
 from harness.spec import build, parse_words, presets, recipe
@@ -386,3 +386,18 @@ def test_mini_runs_other_data_and_mechanics_have_no_counterpart():
     assert match([mini, record_of()]).empty
     frame = match([])
     assert list(frame.columns)[:3] == ["run_id", "metric", "published"]
+
+
+def test_weights_that_the_protocol_does_not_have_are_said():
+    """What was loaded despite its norm, and pictures shown as the weights expect them."""
+    ours = run("detection", "init.allow_mismatch=true", init="f00d", mask_AP=36.0)
+    assert only(ours)["comparable"] == "no"
+    assert "init.allow_mismatch" in only(ours)["why"]
+    shown = {"mean": (0.4, 0.4, 0.4), "std": (0.2, 0.2, 0.2)}
+    counts = dict.fromkeys(("num_loaded", "num_adapted", "num_skipped", "num_missing"), 1)
+    facts = InitFacts(source="f", checksum="0", norm="gn_ws", told_by="x", pictures=shown, **counts)
+    plain = run("detection", init="f00d", mask_AP=36.0)
+    assert "pictures are shown" not in only(plain)["why"]
+    other = only(plain.model_copy(update={"init": facts}))
+    assert other["comparable"] == "partly"
+    assert "pictures are shown as the initial weights expect" in other["why"]
