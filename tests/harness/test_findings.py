@@ -252,12 +252,12 @@ def test_a_picture_that_claims_to_be_enormous(tmp_path):
     path.write_bytes(
         b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + b"\0" * 6 + b",\0\0\0\0\xff\xff\xff\xff\0\x02"
     )
-    for read in (
+    for opened in (
         lambda: read_bgr({"file_name": str(path), "height": 1, "width": 1}),
         lambda: open_image(path, 1, 1),
     ):
         with pytest.raises(DataError, match="cannot be read"):
-            read()
+            opened()
 
 
 def test_a_mask_that_is_a_dead_link(tmp_path):
