@@ -91,7 +91,7 @@ class Worker:
 
     started: list[str]
 
-    def __init__(self, cell, _root, _threads=None) -> None:
+    def __init__(self, cell, _root, _threads=None, *, gpus=None) -> None:
         self.cell, self.began, self.ended = cell, time.monotonic(), True
         self.started.append(cell.run.id)
 
