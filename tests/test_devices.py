@@ -38,8 +38,8 @@ TASKS: dict[str, Words] = {
     "toy": ("batch.size=8", "data.num_train=21"),
     "classification": ("batch.size=8", "data.num_train=20", "data.num_val=20"),
     "segmentation": ("batch.size=8", "data.num_train=20", "model.width=8"),
-    # BN's variance of two clouds multiplies what the order of a sum rounds by up to 1/sqrt(eps) = 316
-    # in each layer of the head; small steps keep that from growing from step to step.
+    # BN's variance of two clouds multiplies what the order of a sum rounds by up to
+    # 1/sqrt(eps) = 316 in each layer of the head; small steps keep it from growing step by step.
     "pointcloud": ("batch.size=8", "data.num_train=20", "optim.lr=1e-3"),
     "detection": ("batch.size=4", "data.num_train=10", "data.num_val=3"),
 }
