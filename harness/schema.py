@@ -140,7 +140,7 @@ class OptimSection(Section):
 
     shorthand = "name"
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimiser")
     lr: float = Field(gt=0, description="base learning rate, before the schedule")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
@@ -156,7 +156,9 @@ class ScheduleSection(Section):
 
     shorthand = "name"
 
-    name: Literal["constant", "cosine", "poly", "multistep"] = "constant"
+    name: Literal["constant", "cosine", "poly", "multistep"] = Field(
+        "constant", description="how the rate falls from step to step"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     warmup_factor: float = Field(0.0, ge=0, le=1, description="factor at step 0 of the warm-up")
     drops: tuple[int, ...] = Field((), description="multistep: steps at which the rate drops")

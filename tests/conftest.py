@@ -36,6 +36,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     configs = tmp_path / "configs"
     (configs / "toy").mkdir(parents=True)
+    for task in registry.TASKS:
+        (configs / task).symlink_to(spec.configs_dir() / task)
     (configs / "toy" / "mini.yaml").write_text(TOY_RECIPE)
     monkeypatch.setitem(registry.TASKS, "toy", "tests.toy:INFO")
     monkeypatch.setattr(spec, "configs_dir", lambda: configs)

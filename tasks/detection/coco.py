@@ -34,20 +34,26 @@ _KEYS = {
 _SPOT_CHECKS = 16
 
 
-def _is_int(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value < 2**63
+_WIDEST = 2**16
+"""Pixels: pycocotools draws outlines of any length, and crashes where memory ends."""
 
 
-def _is_numbers(values: Any) -> bool:
-    """Tell whether a list holds finite numbers only; there are some 40 million in COCO's files."""
-    try:
-        return set(map(type, values)) <= {int, float} and math.isfinite(math.fsum(values))
-    except (OverflowError, ValueError):  # beyond floats; infinities of both signs
-        return False
+def _is_int(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
-_INTEGER = partial(_is_int, least=-(2**63)), "an integer"
-_SIZE = partial(_is_int, least=1), "1 or more pixels"
+def _are_coordinates(values: list[Any]) -> bool:
+    """Tell whether all are numbers of pixels; there are some 40 million in COCO's files."""
+    return not values or (
+        set(map(type, values)) <= {int, float}
+        and min(values) >= -_WIDEST
+        and max(values) <= _WIDEST
+        and not math.isnan(sum(values))
+    )
+
+
+_INTEGER = partial(_is_int, least=-(2**63), most=2**63 - 1), "an integer"
+_SIZE = partial(_is_int, least=1, most=_WIDEST), f"1 to {_WIDEST:,} pixels"
 _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), _INTEGER),
     **dict.fromkeys(("width", "height"), _SIZE),
@@ -55,8 +61,11 @@ _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, str) and bool(v.strip(".")) and "\0" not in v,
         "a file's name",
     ),
-    "bbox": (lambda v: isinstance(v, list) and len(v) == 4 and _is_numbers(v), "four numbers"),
-    "area": (lambda v: _is_numbers([v]), "a number"),
+    "bbox": (
+        lambda v: isinstance(v, list) and len(v) == 4 and _are_coordinates(v),
+        "four numbers of pixels",
+    ),
+    "area": (lambda v: type(v) in (int, float) and 0 <= v <= _WIDEST**2, "a number of pixels"),
     "iscrowd": (lambda v: type(v) is int and v in (0, 1), "0 or 1"),
 }
 """What training and evaluation rely on, wherever it stands; else they would fail in hour nine."""
@@ -185,7 +194,7 @@ def _is_region(region: Any, size: tuple[int, int] | None) -> bool:
             return size is None or (whole and sum(counts) == math.prod(size))
         return isinstance(counts, str) and counts.isascii()
     return isinstance(region, list) and all(
-        isinstance(polygon, list) and _is_numbers(polygon) for polygon in region
+        isinstance(polygon, list) and _are_coordinates(polygon) for polygon in region
     )
 
 

@@ -18,7 +18,7 @@ def samples(
     """Return clouds, their class, and the model's, found as in the evaluation."""
     chosen = np.array(spread(len(held), num))
     some = Clouds(held.points[chosen], held.labels[chosen], held.classes)
-    found = evaluation.predict(model, some, votes, device, lambda *_: None)
+    found = evaluation.in_order([evaluation.predict(model, some, votes, device, lambda *_: None)])
     return [
         Sample(
             name=f"cloud {index}",

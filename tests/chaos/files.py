@@ -127,6 +127,7 @@ def reported(folder: Path, kills: int, seed: int) -> Tally:
 
 def generated(folder: Path, kills: int, seed: int, *, task: str) -> Tally:
     """Generate the smoke data of a task, under ``folder`` instead of the cache."""
+    folder = folder / "generated"  # apart from what the test keeps beside it
     made = build(task, parse_words(["preset=smoke"]))
     info = registry.task_info(task)
 

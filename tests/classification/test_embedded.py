@@ -123,7 +123,7 @@ def start_generation(root: Path, then: str) -> subprocess.Popen[str]:
 def test_a_kill_half_way_leaves_no_data_set(tmp_path: Path) -> None:
     root = tmp_path / "data"
     process = start_generation(root, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     assert not root.exists()
     make(root)
@@ -140,7 +140,7 @@ def test_two_at_once_leave_one_whole_data_set(tmp_path: Path) -> None:
     )
     processes = [start_generation(root, wait) for _ in range(2)]
     for process in processes:
-        process.communicate(timeout=90)
+        process.communicate(timeout=300)
     assert [process.returncode for process in processes] == [0, 0]
     assert len(list(root.rglob("*.png"))) == 124
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".half"] == ["data"]

@@ -238,7 +238,7 @@ def test_a_kill_half_way_leaves_no_data_set(tmp_path: Path) -> None:
     root = tmp_path / "data"
     then = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     process = start_generation(root, then)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     assert not root.exists()
     generate(root, seed=0, num_train=6, num_val=6)
@@ -255,7 +255,7 @@ def test_two_at_once_leave_one_whole_data_set(tmp_path: Path) -> None:
     )
     processes = [start_generation(root, wait) for _ in range(2)]
     for process in processes:
-        process.communicate(timeout=40)
+        process.communicate(timeout=300)
     assert [process.returncode for process in processes] == [0, 0]
     assert content_hash(root) == GOLDEN
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".half"] == ["data"]

@@ -91,7 +91,7 @@ class Worker:
 
     started: list[str]
 
-    def __init__(self, cell, _root, _threads=None) -> None:
+    def __init__(self, cell, _root, _threads=None, *, gpus=None) -> None:
         self.cell, self.began, self.ended = cell, time.monotonic(), True
         self.started.append(cell.run.id)
 
@@ -202,5 +202,5 @@ def test_tables_are_written_by_one_at_a_time(tmp_path):
     threading.Timer(1.0, other.kill).start()
     began = time.monotonic()
     with collecting(tmp_path):  # what a killed owner held is free at once
-        assert 0.5 < time.monotonic() - began < 30
+        assert 0.5 < time.monotonic() - began < 55  # less than its patience
     other.communicate()

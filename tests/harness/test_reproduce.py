@@ -127,7 +127,7 @@ def test_stopped_and_repeated_it_ends_as_if_never_stopped(reproduced, tmp_path):
     while time.monotonic() < deadline and not list(results.glob("runs/*/checkpoint.pt")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, out
     assert "the same command goes on" in err
     code, out, err = run(results, "reproduce", "tiny", "seed=0", "--jobs", "2")

@@ -55,7 +55,7 @@ def test_all_stop_after_the_step(tmp_path, number, everyone, words):
     began = time.monotonic()
     send(number, pids if everyone else [process.pid])
     code, out, err = finish(process)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 240  # the bound is a minute and more; a hang would be 300
     assert alive(pids) == []
     assert code == (130 if number == signal.SIGINT else 75), out + err
     if not everyone:  # else the workers may be gone before the launcher can say it
@@ -84,7 +84,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_keeps_the_checkpoint(tmp_path):
     began = time.monotonic()
     code, _, err = finish(process)
     assert code == 130
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50  # without waiting for the bound
     assert "its last checkpoint is kept" in err
     assert alive(pids) == []
     assert load(run.checkpoint, run.id)[0]["progress"]["step"] >= 3
@@ -98,7 +98,7 @@ def test_nothing_outlives_a_killed_worker_and_its_lock_is_free(tmp_path):
     assert run.state() == "running"
     process.send_signal(signal.SIGSTOP)  # else it ends what its worker leaves
     os.kill(pids[1], signal.SIGKILL)
-    wait_until(lambda: run.state() != "running", 1)
+    wait_until(lambda: run.state() != "running", 60)
     assert len(alive(pids)) > 1  # its data workers; they have not inherited the lock
     process.send_signal(signal.SIGCONT)
     code, _, err = finish(process)
@@ -169,7 +169,7 @@ def test_a_worker_sees_the_end_of_its_launchers_pipe():
         env=os.environ | {"NORMBENCH_LAUNCHED": "1"},
     )
     assert worker.stdout.readline() == "False\n"
-    assert worker.communicate(timeout=30)[0] == (
+    assert worker.communicate(timeout=300)[0] == (
         "stopped (the launcher let go); x: the same command resumes\n"
     )
 

@@ -150,7 +150,7 @@ def start_generation(root: Path, then: str) -> subprocess.Popen[str]:
 def test_a_kill_half_way_leaves_no_data_set(tmp_path: Path) -> None:
     root = tmp_path / "data"
     process = start_generation(root, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert process.wait(timeout=300) == -signal.SIGKILL
     assert not root.exists()
     generate(root, seed=0, num_train=6, num_val=6)
     assert content_hash(root / "VOC2012") == GOLDEN
@@ -165,7 +165,7 @@ def test_two_at_once_leave_one_whole_data_set(tmp_path: Path) -> None:
         "[time.sleep(0.01) for _ in range(2000) if len(list(here.glob('*.half'))) < 2]"
     )
     processes = [start_generation(root, wait) for _ in range(2)]
-    assert [process.wait(timeout=40) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert content_hash(root / "VOC2012") == GOLDEN
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".half"] == ["data"]
 
