@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +26,8 @@ from harness.registry import task_info
 from harness.slurm import OPTIONS, Slurm, minutes
 from harness.spec import build, parse_words
 from tests.handed import Site
-from tests.toycli import alive, wait_until
+from tests.markdown import code_blocks
+from tests.toycli import ROOT, alive, wait_until
 
 
 def cell(results: Path, *words: str) -> PlannedRun:
@@ -97,6 +100,60 @@ def test_a_site_brings_its_own_launcher(toy, tmp_path, monkeypatch):
     assert MySite.waiting == {}
     with pytest.raises(UsageError, match="no run 'toy'"):
         cancel(["toy"], tmp_path, said.append)
+
+
+QSUB = """\
+#!{python}
+import subprocess, sys
+command = sys.argv[sys.argv.index("--") + 1:]
+job = subprocess.Popen(command, start_new_session=True, stdout=-3, stderr=-3)  # DEVNULL
+print(f"{{job.pid}}.pbs")
+"""
+QSTAT = """\
+#!{python}
+import json, pathlib
+own = [p.parent.name for p in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+       if b"harness.jobrun" in p.read_bytes()]
+print(json.dumps({{"Jobs": {{f"{{pid}}.pbs": {{"job_state": "R"}} for pid in own}}}}))
+"""
+QDEL = """\
+#!{python}
+import os, signal, sys
+os.kill(int(sys.argv[1].split(".")[0]), signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the stand-in reads /proc")
+def test_the_launcher_of_the_page_about_launchers(tmp_path):
+    """Installed as the page says, on stand-ins for PBS: hand over, watch, cancel, retry."""
+    (code,) = code_blocks(ROOT / "docs" / "adding-a-launcher.md", "python")
+    (project,) = code_blocks(ROOT / "docs" / "adding-a-launcher.md", "toml")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {"qsub": QSUB, "qstat": QSTAT, "qdel": QDEL}.items():
+        (tools / name).write_text(text.format(python=sys.executable))
+        (tools / name).chmod(0o755)
+    site = Site(tmp_path, PATH=os.pathsep.join([str(tools), os.environ["PATH"]]))
+    (tmp_path / "site" / "pbs_launcher.py").write_text(code)
+    info = tmp_path / "site" / "pbs_launcher-0.dist-info"
+    info.mkdir()
+    declared = tomllib.loads(project)["project"]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {declared['name']}\nVersion: 0\n")
+    ((group, points),) = declared["entry-points"].items()
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+    said = site.normbench("reproduce", "cancelled", "--launcher", "pbs", "queue=gpu")
+    assert "1 runs handed to pbs" in said
+    run = site.run("bn-mb2-s1")
+    site.wait_for_step(run)
+    assert "running" in site.normbench("status")
+    site.normbench("cancel", run.id)
+    wait_until(lambda: run.state() == "resumable" and "running" not in site.normbench("status"))
+    site.slow.unlink()
+    site.normbench("retry", run.id, "--launcher", "pbs")
+    wait_until(run.record.is_file)
+    assert read_record(run.record).num_resumed == 1
 
 
 def test_options_are_told_from_words(tmp_path):
