@@ -49,7 +49,7 @@ def gradient(
         rows: ``(O, n)``, contiguous, as they were standardised.
         denominator: as they were standardised.
         moments: ``(2, O)``, as ``standardize`` wrote them.
-        out: ``(O, n)``, written: the gradient of the rows; may be ``upstream`` itself.
+        out: ``(O, n)``, written: the gradient of the rows; not ``upstream``.
     """
     _run("backward", rows, (upstream, rows, moments, out), denominator)
 
@@ -80,25 +80,26 @@ def _forward(
     last: int,
 ) -> None:
     zero = size - size  # of the type of the rows
-    # Subtracting one weight first makes rows of equal weights exactly 0, and keeps the digits of
-    # rows whose mean is large against their deviation. Stored, for else reassociation undoes it.
-    shifted = np.empty_like(rows[0])
     for i in range(first, last):
+        row, result = rows[i], out[i]
+        # Subtracting one weight first makes rows of equal weights exactly 0, and keeps the digits of
+        # rows whose mean is large against their deviation. Stored, for else reassociation undoes it;
+        # in the result, which is in the cache, where an array of its own would crowd it out.
+        for j in range(rows.shape[1]):
+            result[j] = row[j] - row[0]
         mean = zero
         for j in range(rows.shape[1]):
-            shifted[j] = rows[i, j] - rows[i, 0]
-        for j in range(rows.shape[1]):
-            mean += shifted[j]
+            mean += result[j]
         mean /= size
         squares = zero
         for j in range(rows.shape[1]):
-            centred = shifted[j] - mean
+            centred = result[j] - mean
             squares += centred * centred
         sigma = np.sqrt(squares / size)
         divisor = scale * (np.sqrt(factor * factor * sigma * sigma + inner) + outer)
         reciprocal = zero if sigma == zero else (size / size) / divisor
         for j in range(rows.shape[1]):
-            out[i, j] = (shifted[j] - mean) * reciprocal
+            result[j] = (result[j] - mean) * reciprocal
         moments[0, i] = mean
         moments[1, i] = sigma
 
@@ -117,19 +118,20 @@ def _backward(
     last: int,
 ) -> None:
     zero = size - size
-    shifted = np.empty_like(rows[0])
     for i in range(first, last):
+        row, grad, result = rows[i], upstream[i], out[i]
         for j in range(rows.shape[1]):
-            shifted[j] = rows[i, j] - rows[i, 0]
+            result[j] = row[j] - row[0]
         mean, sigma = moments[0, i], moments[1, i]
         total = zero
         along = zero
         for j in range(rows.shape[1]):
-            total += upstream[i, j]
-            along += upstream[i, j] * (shifted[j] - mean)
+            total += grad[j]
+            along += grad[j] * (result[j] - mean)
         total /= size
         root = np.sqrt(factor * factor * sigma * sigma + inner)
-        divisor = scale * (root + outer)
+        reciprocal = (size / size) / (scale * (root + outer))
         along *= zero if sigma == zero else factor * factor / (root * (root + outer)) / size
+        along *= reciprocal
         for j in range(rows.shape[1]):
-            out[i, j] = (upstream[i, j] - total - (shifted[j] - mean) * along) / divisor
+            result[j] = (grad[j] - total) * reciprocal - (result[j] - mean) * along

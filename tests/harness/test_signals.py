@@ -110,7 +110,8 @@ def test_nothing_outlives_a_killed_worker_and_its_lock_is_free(tmp_path):
 @pytest.mark.parametrize("words", [(), ("devices=2", "exec.device=cpu")])
 def test_workers_notice_that_their_launcher_died_while_they_were_starting(tmp_path, words):
     process = start(tmp_path, *ENDLESS, *words)
-    wait_until(lambda: len(tree(process.pid)) > 1)
+    runs = tmp_path / "results" / "runs"  # before the worker come others, which live for a moment
+    wait_until(lambda: runs.is_dir() and len(tree(process.pid)) > 1)
     pids = tree(process.pid)[1:]
     process.kill()
     process.communicate()
