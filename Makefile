@@ -40,7 +40,8 @@ bench: setup  ## measure speed and memory beside named peers; ARGS="loop --round
 	@exec .venv/bin/python -m benchmarks $(ARGS)
 
 test: setup  ## run the tests; ARGS="-k foo" goes to pytest
-	@exec .venv/bin/pytest --durations=15 --durations-min=0.5 $(ARGS)
+	@exec .venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal \
+		--durations=15 --durations-min=0.5 $(ARGS)
 
 chaos: setup  ## kill runs and fuzz inputs, half an hour; ARGS="--kills 15 --inputs 300"
 	@exec .venv/bin/python -m tests.chaos $(ARGS)

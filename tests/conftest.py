@@ -26,7 +26,9 @@ model: {name: toy}
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Generate embedded data under the test run's own folder, once."""
     if "NORMBENCH_CACHE" not in os.environ:
-        os.environ["NORMBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        os.environ["NORMBENCH_CACHE"] = str(shared / "cache")
 
 
 @pytest.fixture
@@ -71,6 +73,12 @@ def modelnet_samples() -> Path:
 @pytest.fixture(scope="session")
 def imagenet_samples() -> Path:
     return _samples("imagenet")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes begin with the trainings, so that none is left over for the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("mini") is None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

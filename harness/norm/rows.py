@@ -82,9 +82,9 @@ def _forward(
     zero = size - size  # of the type of the rows
     for i in range(first, last):
         row, result = rows[i], out[i]
-        # Subtracting one weight first makes rows of equal weights exactly 0, and keeps the digits of
-        # rows whose mean is large against their deviation. Stored, for else reassociation undoes it;
-        # in the result, which is in the cache, where an array of its own would crowd it out.
+        # Subtracting one weight first makes rows of equal weights exactly 0, and keeps the digits
+        # of rows whose mean is large against their deviation. Stored, for else reassociation undoes
+        # it; in the result, which is in the cache, where an array of its own would crowd it out.
         for j in range(rows.shape[1]):
             result[j] = row[j] - row[0]
         mean = zero
