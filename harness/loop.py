@@ -154,7 +154,7 @@ class Trainer:
     def _shares(self, chunk: Chunk, step: int, counts: dict[str, float]) -> dict[str, Tensor]:
         batch = self.task.to_device(chunk.batch, self.device)
         again = standardised_again(self.spec.exec.ws_recompute)
-        absent = standing_in(not chunk.counts)
+        absent = nullcontext() if chunk.counts else standing_in()
         with drawing(self.spec.seed, step, chunk.samples), self.autocast(), again, absent:
             losses = self.task.loss(self.model, batch)
             shares = {k: total / (counts[k] or 1.0) for k, (total, _) in losses.items()}

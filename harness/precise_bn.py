@@ -10,6 +10,7 @@ in BatchNorm" (2021), arXiv 2105.07576, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +117,7 @@ def _tracking(trainer: Trainer) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def _forward(trainer: Trainer, chunk: Chunk, step: int) -> None:
-    absent = standing_in(not chunk.counts)
+    absent = nullcontext() if chunk.counts else standing_in()
     with drawing(trainer.spec.seed, step, chunk.samples), trainer.autocast(), absent:
         trainer.task.loss(trainer.model, trainer.task.to_device(chunk.batch, trainer.device))
 

@@ -26,12 +26,12 @@ _apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 
 @contextmanager
-def standing_in(enabled: bool) -> Iterator[None]:
-    """Leave what is forwarded inside the block out of every shared statistic, if ``enabled``.
+def standing_in() -> Iterator[None]:
+    """Leave what is forwarded inside the block out of every shared statistic.
 
     The forward uses the statistics of the others all the same. Its loss must be multiplied by 0.
     """
-    with _held(_stands_in, enabled):
+    with _held(_stands_in, True):
         yield
 
 
