@@ -135,8 +135,10 @@ def intact(path: Path) -> bool | None:
         while left > 0 and (data := file.read(min(left, _CHUNK))):
             digest.update(data)
             left -= len(data)
+        length = file.read(2)
     digest.update(b"\0\0")  # as the archive ended before it got its comment
-    return comment == _MARK + digest.hexdigest().encode()
+    told = int.from_bytes(length, "little") == len(comment)
+    return told and comment == _MARK + digest.hexdigest().encode()
 
 
 def load(path: Path, run_id: str) -> tuple[dict[str, Any] | None, list[str]]:

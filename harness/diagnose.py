@@ -131,7 +131,7 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
 def is_finite(value: Any) -> bool:
     """Tell whether every float in a tensor, or in nested lists and mappings of them, is finite."""
     if isinstance(value, Tensor):
-        if not value.is_floating_point() or math.isfinite(value.sum()):
+        if not value.is_floating_point() or math.isfinite(value.detach().sum()):
             return True  # a sum passes over the memory once
         return bool(torch.isfinite(value).all())  # but may overflow
     if isinstance(value, dict):

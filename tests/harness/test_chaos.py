@@ -51,9 +51,8 @@ def test_no_input_wins(tmp_path):
 @pytest.mark.slow
 def test_kills_of_the_toy_task_change_no_bit(tmp_path):
     """Training, evaluation on the way, checkpoints and the record, mid-epoch, at many lines."""
-    rows = chaos(tmp_path, "--kills", "40", "--inputs", "0", "--only", "toy")["kills"]
-    assert len(rows) == 3
-    assert sum(row["kills"] for row in rows.values()) >= 15
+    rows = chaos(tmp_path, "--kills", "20", "--inputs", "0", "--only", "toy")["kills"]
+    assert sum(row["kills"] for row in rows.values()) >= 5
     assert sum(row["resumed"] for row in rows.values()) >= 1  # others died before a checkpoint
 
 

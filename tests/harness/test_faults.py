@@ -225,6 +225,16 @@ def test_torch_alone_would_load_flipped_bits(tmp_path):
     )
 
 
+def test_every_byte_of_the_end_counts(tmp_path):
+    """Where the checksum lies, with the length of the comment that holds it."""
+    path = tmp_path / "checkpoint.pt"
+    saved(path)
+    data = path.read_bytes()
+    for place in range(len(data) - 64, len(data)):
+        path.write_bytes(flipped(data, place))
+        assert checkpoint.load(path, "run")[0] is None, place - len(data)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 def test_no_flipped_bit_and_no_cut_is_ever_loaded(tmp_path, place, bit, cut):
