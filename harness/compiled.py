@@ -7,6 +7,7 @@ callers have a form in stock torch.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from harness.paths import cache_dir
 
+_PARTS = 4
+"""Parts of a range for each thread."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -67,14 +70,26 @@ def run(kernel: Callable[..., None], tasks: int, *arguments: Any) -> None:
     if threads <= 1:
         kernel(*given, 0, tasks)
         return
-    bounds = [tasks * thread // threads for thread in range(threads + 1)]
-    pending = [
-        _pool(threads).submit(kernel, *given, first, last) for first, last in pairwise(bounds)
-    ]
-    for one in pending:
-        one.result()
+    # Torch's own threads spin for milliseconds after an operation, on the cores that others would
+    # have: who is slowed takes fewer parts, and who has not begun by the end is not waited for.
+    count = min(_PARTS * threads, tasks)
+    parts = deque(pairwise(tasks * part // count for part in range(count + 1)))
+
+    def work() -> None:
+        while True:
+            try:
+                part = parts.popleft()
+            except IndexError:
+                return
+            kernel(*given, *part)
+
+    helpers = [_pool(threads).submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="compiled")
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="compiled")

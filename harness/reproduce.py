@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,16 @@ def _runs(shown: Sequence[Cell]) -> dict[str, PlannedRun]:
     ordered = sorted(shown, key=lambda cell: cell.seed)
     runs: dict[str, PlannedRun] = {}
     for cell in ordered:
-        if (source := cell.planned.source) is not None:
-            runs.setdefault(_source_key(cell), source)
-        runs.setdefault(_key(cell), cell.planned)
+        for key, run in _runs_of(cell):
+            runs.setdefault(key, run)
     return runs
+
+
+def _runs_of(cell: Cell) -> Iterator[tuple[str, PlannedRun]]:
+    """Iterate over the runs of a cell, with their keys: what it starts from, then its own."""
+    if (source := cell.planned.source) is not None:
+        yield f"{cell_id(source.spec)} {cell.seed}", source
+    yield _key(cell), cell.planned
 
 
 def _key(cell: Cell) -> str:
@@ -80,12 +86,6 @@ def to_make(
     tables, pairs = choose(names, words, every=every, path=path)
     runs = _runs(needed(tables, pairs, results)).values()
     return [run for run in runs if run.state not in ("done", "impossible")]
-
-
-def _source_key(cell: Cell) -> str:
-    source = cell.planned.source
-    assert source is not None
-    return f"{cell_id(source.spec)} {cell.seed}"
 
 
 def plan_tables(
@@ -116,9 +116,8 @@ def plan_tables(
             calibrate(todo, roots, steps, known, lines.say)
     used_by: dict[str, dict[str, None]] = {}
     for cell in shown:
-        used_by.setdefault(_key(cell), {})[cell.table] = None
-        if cell.planned.source is not None:
-            used_by.setdefault(_source_key(cell), {})[cell.table] = None
+        for key, _ in _runs_of(cell):
+            used_by.setdefault(key, {})[cell.table] = None
     if as_json:
         print_json([_row(key, run, known, list(used_by[key])) for key, run in runs.items()])
         return
@@ -161,7 +160,7 @@ def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
     )
     by_table: dict[str, dict[str, PlannedRun]] = {}
     for cell in shown:
-        by_table.setdefault(cell.table, {})[_key(cell)] = cell.planned
+        by_table.setdefault(cell.table, {}).update(_runs_of(cell))
     for name, runs in by_table.items():
         every = [run for run in runs.values() if run.state != "impossible"]
         left = [run for run in every if run.state != "done"]

@@ -1,4 +1,4 @@
-"""``results/reference/``: our own measured tables, and the block of them in the README.
+"""``results/reference/``: our own measured tables, and the blocks of them in the documents.
 
 ``python -m harness.report.reference --from results`` takes over what was measured there; without
 ``--from`` everything is rebuilt from ``results/reference/metrics.csv``, and ``--check`` only tells
@@ -23,11 +23,13 @@ from harness.report.layout import layout
 from harness.report.markdown import grids, markdown
 from harness.report.wide import wide
 
-SETS = ("mini", "rates")
+SETS = ("mini", "pretrain", "rates")
 """What is measured here: the tables on embedded data."""
 
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
-_README = Path(__file__).resolve().parents[2] / "README.md"
+_ROOT = Path(__file__).resolve().parents[2]
+_PAGES = {_ROOT / "README.md": ("mini", ""), _ROOT / "docs" / "weights.md": ("pretrain", "../")}
+"""Page -> the set whose tables stand between its markers, and the way from it to the root."""
 
 
 def built_tables(metrics: pd.DataFrame) -> list[BuiltTable]:
@@ -38,19 +40,19 @@ def built_tables(metrics: pd.DataFrame) -> list[BuiltTable]:
     return [table for table in made if table.num_done]
 
 
-def readme_block(tables: Sequence[BuiltTable]) -> str:
-    """Return what stands between the README's markers: the values of the ``mini`` tables."""
+def block(tables: Sequence[BuiltTable], chosen: str, root: str) -> str:
+    """Return what stands between a page's markers: the values of the tables of a set."""
     parts = []
     for table in tables:
-        if table.definition.set != "mini":
+        if table.definition.set != chosen:
             continue
         text = layout(table)
-        link = f"[differences, cost, notes](results/reference/tables/{text.name}.md)"
+        link = f"[differences, cost, notes]({root}results/reference/tables/{text.name}.md)"
         parts += [f"### {text.title}", f"{text.caption} {link}".strip(), grids(text, values=True)]
     return "\n\n".join(parts)
 
 
-def files(tables: Sequence[BuiltTable], readme: str) -> Iterator[tuple[Path, str]]:
+def files(tables: Sequence[BuiltTable]) -> Iterator[tuple[Path, str]]:
     """Yield every file that is made from the tables, with its content."""
     folder = reference_csv().parent
     for table in tables:
@@ -59,9 +61,10 @@ def files(tables: Sequence[BuiltTable], readme: str) -> Iterator[tuple[Path, str
         yield folder / "tables" / f"{name}.csv", wide(table).to_csv(index=False)
         text = markdown(layout(table), [f"../figures/{picture}" for picture in pictures])
         yield folder / "tables" / f"{name}.md", text
-    before, _, rest = readme.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    yield _README, f"{before}{_BEGIN}\n\n{readme_block(tables)}\n\n{_END}{after}"
+    for page, (chosen, root) in _PAGES.items():
+        before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
+        _, _, after = rest.partition(_END)
+        yield page, f"{before}{_BEGIN}\n\n{block(tables, chosen, root)}\n\n{_END}{after}"
 
 
 def take_over(results: Path) -> None:
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     tables = built_tables(read_csv(reference_csv()))
     stale = [
         (path, text)
-        for path, text in files(tables, _README.read_text(encoding="utf-8"))
+        for path, text in files(tables)
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     for path, text in stale:
