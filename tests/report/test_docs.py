@@ -54,6 +54,13 @@ def test_the_readmes_picture_is_drawn_from_a_table(tmp_path, toy):
     assert COLOURS[0].lower().encode() not in dark
 
 
+def test_the_readmes_picture_is_current(tmp_path):
+    """It shows what results/reference/metrics.csv holds."""
+    assert effect.main(["--to", str(tmp_path)]) == 0
+    for name in ("effect.svg", "effect-dark.svg"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "docs" / name).read_bytes()
+
+
 def test_dark_colours_are_those_of_the_page():
     style = (ROOT / "harness/report/html/templates/style.css").read_text()
     dark = style.partition("data-theme=dark] {")[2].partition("}")[0]
