@@ -70,8 +70,8 @@ def run(kernel: Callable[..., None], tasks: int, *arguments: Any) -> None:
     if threads <= 1:
         kernel(*given, 0, tasks)
         return
-    # Torch's own threads spin for milliseconds after an operation, on the cores that others would
-    # have: who is slowed takes fewer parts, and who has not begun by the end is not waited for.
+    # Torch's own threads may still spin on the cores that these would have: who is slowed takes
+    # fewer parts, and who has not begun by the end is not waited for.
     count = min(_PARTS * threads, tasks)
     parts = deque(pairwise(tasks * part // count for part in range(count + 1)))
 
