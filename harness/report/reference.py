@@ -28,8 +28,8 @@ SETS = ("mini", "pretrain", "rates")
 
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 _ROOT = Path(__file__).resolve().parents[2]
-_PAGES = {_ROOT / "README.md": ("mini", ""), _ROOT / "docs" / "weights.md": ("pretrain", "../")}
-"""Page -> the set whose tables stand between its markers, and the way from it to the root."""
+_PAGES = {_ROOT / "README.md": "mini", _ROOT / "docs" / "weights.md": "pretrain"}
+"""Page -> the set whose tables stand between its markers."""
 
 
 def built_tables(metrics: pd.DataFrame) -> list[BuiltTable]:
@@ -40,15 +40,19 @@ def built_tables(metrics: pd.DataFrame) -> list[BuiltTable]:
     return [table for table in made if table.num_done]
 
 
-def block(tables: Sequence[BuiltTable], chosen: str, root: str) -> str:
-    """Return what stands between a page's markers: the values of the tables of a set."""
+def block(tables: Sequence[BuiltTable], chosen: str, *, linked: bool) -> str:
+    """Return what stands between a page's markers: the values of the tables of a set.
+
+    The documentation site has no page of the whole tables, so it can only name them.
+    """
     parts = []
     for table in tables:
         if table.definition.set != chosen:
             continue
         text = layout(table)
-        link = f"[differences, cost, notes]({root}results/reference/tables/{text.name}.md)"
-        parts += [f"### {text.title}", f"{text.caption} {link}".strip(), grids(text, values=True)]
+        whole = f"results/reference/tables/{text.name}.md"
+        more = f"[differences, cost, notes]({whole})" if linked else f"All of it: `{whole}`."
+        parts += [f"### {text.title}", f"{text.caption} {more}".strip(), grids(text, values=True)]
     return "\n\n".join(parts)
 
 
@@ -61,10 +65,11 @@ def files(tables: Sequence[BuiltTable]) -> Iterator[tuple[Path, str]]:
         yield folder / "tables" / f"{name}.csv", wide(table).to_csv(index=False)
         text = markdown(layout(table), [f"../figures/{picture}" for picture in pictures])
         yield folder / "tables" / f"{name}.md", text
-    for page, (chosen, root) in _PAGES.items():
+    for page, chosen in _PAGES.items():
+        values = block(tables, chosen, linked=page.parent == _ROOT)
         before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
         _, _, after = rest.partition(_END)
-        yield page, f"{before}{_BEGIN}\n\n{block(tables, chosen, root)}\n\n{_END}{after}"
+        yield page, f"{before}{_BEGIN}\n\n{values}\n\n{_END}{after}"
 
 
 def take_over(results: Path) -> None:
