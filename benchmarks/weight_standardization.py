@@ -1,13 +1,14 @@
 """What weight standardisation costs, beside the layers that people use for it.
 
-    python -m benchmarks.weight_standardization [alone] [step] [memory] [evaluation] [--rounds 15]
+    python -m benchmarks.weight_standardization [alone] [step] [small] [memory] [evaluation]
 
 On the 53 convolutions of ResNet-50, interleaved in one process. `alone` is
 forward and backward of the standardisation, of all weights after each other (`held`, as in a
 training step, where the results wait for the backward pass) and layer by layer. `step` is a
 training step on images of 224 x 224 without optimiser, relative to the same network with plain
 convolutions; `window K` accumulates K micro-batches of one image, and in the longest the authors'
-layer stands for the peers, which do the same work in each of its forwards.
+layer stands for the peers, which do the same work in each of its forwards. `small` is an optimiser
+step of classification's mini preset, where calls cost more than bytes.
 
 The peers: the authors' layer and MMCV's ConvWS2d written anew from their formulas, timm's two
 layers themselves. `plain again` is a second copy of the reference: what it differs by is noise.
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import paired
+from benchmarks.classifier import trainer_of
 from benchmarks.paired import Bench
 from harness import compiled
 from harness.norm.window import standardised_again, standardised_once
@@ -228,6 +230,23 @@ def step(bench: Bench) -> None:
         bench.compare("step", f"window {window}", cases, warm_up=1, goals=goals_of(bench, *goals))
 
 
+def small(bench: Bench) -> None:
+    """Compare optimiser steps of a small network, of whose layers several are done at once."""
+    ours = {
+        "plain": ["norm=gn"],
+        "plain again": ["norm=gn"],
+        "ours": ["norm=gn_ws"],
+        "ours, layer by layer": ["norm=gn_ws", "exec.ws_once=false"],
+        "ours, the formula": ["norm=gn_ws", "exec.ws_once=false", "exec.fused=false"],
+    }
+    cases = {}
+    for name, words in ours.items():
+        trainer, steps = trainer_of(["batch.size=16", *words], bench.device)
+        cases[name] = partial(trainer.step, steps[0], 0)
+    rounds = 3 * bench.rounds
+    bench.compare("small", "mini, 1 forward of 16", cases, rounds=rounds, warm_up=3)
+
+
 def memory(bench: Bench) -> None:
     """Compare the memory of tensors: the most in a step, and what a forward saves."""
     images = pictures(bench)
@@ -277,7 +296,7 @@ def evaluation(bench: Bench) -> None:
     bench.compare("evaluation", "one image", work, rounds=rounds, warm_up=WARM_UP, goals=goals)
 
 
-PARTS = {part.__name__: part for part in (alone, step, memory, evaluation)}
+PARTS = {part.__name__: part for part in (alone, step, small, memory, evaluation)}
 ROUNDS = 15
 
 if __name__ == "__main__":

@@ -68,7 +68,6 @@ class Trainer:
         self.ranks, self.device = ranks, device
         self.averages = RunningAverages(model, ranks)
         self._trained = [parameter for _, parameter in trainable(model)]
-        self._together = device.type == "cuda" and not spec.exec.ws_recompute
         self.optimizer = build_optimizer(model, spec.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
         self.progress = Progress(threads=torch.get_num_threads(), chunk=chunk)
@@ -142,9 +141,10 @@ class Trainer:
         shares: list[dict[str, Tensor]],
     ) -> None:
         """Run forward and backward of every chunk, adding its loss parts to ``shares``."""
-        once = self.spec.exec.ws_once and (len(window) > 1 or self._together)
+        forwards = len(window)
+        once = self.spec.exec.ws_once and not (self.spec.exec.ws_recompute and forwards == 1)
         self.averages.begin()
-        with standardised_once(self.model, enabled=once):
+        with standardised_once(self.model, enabled=once, forwards=forwards):
             for chunk in window:
                 own = self._shares(chunk, step, counts)
                 self.scaler.scale(self._total(own)).backward()

@@ -10,7 +10,7 @@ In the comments, n is the fan-in: the number of weights that make one output val
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from harness import compiled
 from harness.norm import rows as compiled_rows
 from harness.norm.catalogue import WSVariant, ws_variant
 
-_COMPILED_FROM = 2**16
+COMPILED_FROM = 2**16
 """Weights in a layer from which the compiled loops pay for the second of importing numba."""
+_BLOCK = 2**18
+"""Weights that stock torch goes over at once on a CPU: a MiB, which stays in the cache."""
 
 
 def standardize_weight(
@@ -97,6 +100,10 @@ class Denominator:
         if self.inner:
             return (sigma.square() * self.factor**2).add_(self.inner).sqrt_()
         return sigma * self.factor
+
+    def divisor(self, root: Tensor) -> Tensor:
+        """Return ``root + outer``, without the scale."""
+        return root + self.outer if self.outer else root
 
 
 def _formula(weight: Tensor, variant: WSVariant, filter_dims: tuple[int, ...]) -> Tensor:
@@ -184,6 +191,58 @@ class _Standardize(torch.autograd.Function):
             return layout.restore(out).to(weight.dtype), None, None
 
 
+def standardize_alike(weights: Sequence[Tensor], variant: WSVariant) -> list[Tensor]:
+    """Standardise small weights whose filters are of one length as the rows of one matrix.
+
+    Each has the bits that it would have alone; what is saved is calls, which cost more than the
+    work where a layer has a few thousand weights. In stock torch, whatever their number together.
+
+    Args:
+        weights: ``(O, ...)`` each, contiguous, of one type, device and fan-in.
+        variant: a whole standardisation (``half`` is None).
+
+    Returns:
+        The standardised weights; one backward pass over all of them differentiates them together.
+    """
+    with _without_autocast(weights[0].device.type):
+        results: tuple[Tensor, ...] = _Alike.apply(variant, *weights)
+    pairs = zip(results, weights, strict=True)
+    return [result if weight.requires_grad else result.detach() for result, weight in pairs]
+
+
+class _Alike(torch.autograd.Function):
+    """``_Standardize`` of several weights."""
+
+    @staticmethod
+    def forward(ctx: Any, variant: WSVariant, *weights: Tensor) -> tuple[Tensor, ...]:
+        rows = _widened(torch.cat([weight.flatten(1) for weight in weights]))
+        ctx.denominator = Denominator.of(variant, rows.shape[1])
+        out, moments = _standardize_rows(rows, ctx.denominator)
+        ctx.save_for_backward(moments, *weights)
+        ctx.set_materialize_grads(False)  # of a layer that no forward used
+        parts = out.to(weights[0].dtype).split([len(weight) for weight in weights])
+        return tuple(_shaped_as(weight, part) for part, weight in zip(parts, weights, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        moments, *weights = ctx.saved_tensors
+        own = moments.split([len(weight) for weight in weights], dim=1)
+        used = [(g, w, m) for g, w, m in zip(upstream, weights, own, strict=True) if g is not None]
+        if not used:
+            return None, *upstream
+        with _without_autocast(weights[0].device.type):
+            out = _row_gradient(
+                _widened(torch.cat([grad.flatten(1) for grad, _, _ in used])),
+                _widened(torch.cat([weight.flatten(1) for _, weight, _ in used])),
+                ctx.denominator,
+                torch.cat([moment for _, _, moment in used], dim=1),
+            ).to(weights[0].dtype)
+        parts = iter(out.split([len(weight) for _, weight, _ in used]))
+        pairs = zip(upstream, weights, strict=True)
+        return None, *(None if g is None else _shaped_as(w, next(parts)) for g, w in pairs)
+
+
 def recipe(tensor: Tensor) -> Callable[[], Tensor] | None:
     """Return what computes ``tensor`` again, with the same bits; None unless it came from here."""
     node: Any = tensor.grad_fn
@@ -223,19 +282,26 @@ class _Layout:
     """
 
     def __init__(self, weight: Tensor, filter_dims: tuple[int, ...]) -> None:
+        self._like = weight
+        self._plain = filter_dims == (0,) and weight.is_contiguous()
+        if self._plain:
+            return
         strides = weight.stride()
         inner = (dim for dim in range(weight.dim()) if dim not in filter_dims)
         self._order = (*filter_dims, *sorted(inner, key=lambda dim: -strides[dim]))
         self._shape = [weight.shape[dim] for dim in self._order]
         self._num = math.prod(weight.shape[dim] for dim in filter_dims)
-        self._like = weight
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Return ``tensor``, of the weight's shape, as ``(O, n)`` and contiguous."""
+        if self._plain:
+            return tensor.reshape(len(tensor), -1).contiguous()
         return tensor.permute(self._order).reshape(self._num, -1).contiguous()
 
     def restore(self, rows: Tensor) -> Tensor:
         """Return ``rows`` in the shape and memory format of the weight."""
+        if self._plain:
+            return _shaped_as(self._like, rows)
         back = sorted(range(len(self._order)), key=lambda place: self._order[place])
         tensor = rows.view(self._shape).permute(back)
         if tensor.stride() == self._like.stride():
@@ -243,43 +309,88 @@ class _Layout:
         return torch.empty_like(self._like, dtype=rows.dtype).copy_(tensor)
 
 
+def _shaped_as(weight: Tensor, rows: Tensor) -> Tensor:
+    """Return ``rows`` as a contiguous weight; axes of one element may have any stride."""
+    return rows.as_strided(weight.shape, weight.stride())
+
+
 def _is_compiled(rows: Tensor) -> bool:
-    return rows.numel() >= _COMPILED_FROM and compiled.applies(rows)
+    return rows.numel() >= COMPILED_FROM and compiled.applies(rows)
 
 
 def _standardize_rows(rows: Tensor, denominator: Denominator) -> tuple[Tensor, Tensor]:
-    """Standardise ``(O, n)`` in stock torch; return it and its moments, ``(2, O)``.
+    """Standardise ``(O, n)`` in stock torch; return it and its moments, ``(2, O)``."""
+    if (height := _height(rows)) >= len(rows):
+        normalised, ratio, moments = _normalised(rows, denominator)
+        return normalised.mul_(ratio), moments
+    out, moments = torch.empty_like(rows), rows.new_empty(2, len(rows))
+    blocks = zip(*(x.split(height) for x in (rows, out)), moments.split(height, 1), strict=True)
+    for block, target, own in blocks:
+        normalised, ratio, found = _normalised(block, denominator)
+        torch.mul(normalised, ratio, out=target)
+        own.copy_(found)
+    return out, moments
+
+
+def _height(rows: Tensor) -> int:
+    """Return how many rows to go over at once, so that what is made on the way is small."""
+    if rows.device.type != "cpu":
+        return len(rows)
+    return max(_BLOCK // rows.shape[1], 1)
+
+
+def _normalised(rows: Tensor, denominator: Denominator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``(O, n)`` with deviations of 1, by what to multiply each row, and the moments.
 
     On CPU group norm with a group a row is the fastest kernel that has both moments, several
     times faster than ``torch.var_mean``; on CUDA (not yet run) it has them in one launch.
     """
     num, n = rows.shape
     tiny = torch.finfo(rows.dtype).tiny  # no epsilon at all would make NaN of equal weights
-    shifted = rows - rows[:, :1]  # keeps the digits where the mean is large against the deviation
+    shifted = rows - rows.narrow(1, 0, 1)  # keeps the digits where the mean is large
     normalised, mean, rstd = torch.ops.aten.native_group_norm(
         shifted.view(1, num, n), None, None, 1, num, n, num, tiny
     )
-    sigma = rstd.reciprocal()
+    sigma = rstd.reciprocal_()
     sigma = sigma.masked_fill_(sigma < 2 * math.sqrt(tiny), 0.0)
-    ratio = sigma / denominator.root(sigma).add_(denominator.outer).mul_(denominator.scale)
-    ratio = ratio.masked_fill_(sigma == 0, 0.0)
-    out: Tensor = normalised.mul_(ratio.view(1, num, 1)).view(num, n)
-    return out, torch.cat((mean, sigma))  # the mean is that of the shifted row
+    divisor = denominator.divisor(denominator.root(sigma))
+    if denominator.scale != 1:
+        divisor = divisor * denominator.scale
+    ratio = sigma / divisor
+    if not (denominator.inner or denominator.outer):
+        ratio.masked_fill_(sigma == 0, 0.0)
+    # The mean is that of the shifted row.
+    return normalised.view(num, n), ratio.view(num, 1), torch.cat((mean, sigma))
 
 
 def _row_gradient(grad: Tensor, rows: Tensor, denominator: Denominator, moments: Tensor) -> Tensor:
     """Differentiate ``_standardize_rows``: one kernel, batch norm's with a channel a row."""
-    num, n = rows.shape
     mean, sigma = moments
     root = denominator.root(sigma)
-    divisor = root + denominator.outer
+    divisor = denominator.divisor(root)
     # Batch norm subtracts (w - mean) * mean(g * (w - mean)) * rstd^2 and multiplies by
     # gamma * rstd, where the square is to be factor^2 / (root * divisor) and the product 1 / D.
     rstd = (root * divisor).rsqrt_().mul_(denominator.factor).masked_fill_(sigma == 0, 1.0)
-    gamma = (divisor * rstd).mul_(denominator.scale).reciprocal_()
+    gamma = divisor * rstd
+    if denominator.scale != 1:
+        gamma.mul_(denominator.scale)
+    gamma.reciprocal_()
+    if (height := _height(rows)) >= len(rows):
+        return _batch_norm_gradient(grad, rows, gamma, mean, rstd)
+    out = torch.empty_like(rows)
+    tensors = (out, grad, rows, gamma, mean, rstd)
+    for target, *block in zip(*(tensor.split(height) for tensor in tensors), strict=True):
+        target.copy_(_batch_norm_gradient(*block))
+    return out
+
+
+def _batch_norm_gradient(
+    grad: Tensor, rows: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
+) -> Tensor:
+    num, n = rows.shape
     out: Tensor = torch.ops.aten.native_batch_norm_backward(
         grad.view(1, num, n),
-        (rows - rows[:, :1]).view(1, num, n),
+        (rows - rows.narrow(1, 0, 1)).view(1, num, n),
         gamma,
         None,
         None,

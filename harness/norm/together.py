@@ -1,8 +1,9 @@
-"""Which layers of a window are standardised together: on CUDA all that Triton's kernels fit.
+"""Which layers of a window are standardised together, where calls cost more than the work.
 
-On a CPU a layer at a time is faster, since its result is still in the cache when it is used; on a
-GPU launches cost more than small layers, so that one for all of them pays. Where Triton is absent,
-or cannot compile here, layers are standardised one by one with torch's own kernels.
+On CUDA these are all that Triton's kernels fit, since a launch costs more than a small layer; where
+Triton is absent, or cannot compile here, layers are standardised one by one with torch's kernels.
+On a CPU they are small layers with filters of one length, a few at a time; a large one is faster
+alone, just before its use, when its result is still in the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.norm.catalogue import ws_variant
-from harness.norm.standardize import Denominator
+from harness.norm.standardize import COMPILED_FROM, Denominator, standardize_alike
 from harness.norm.weight_standardization import WeightStandardized
 
 _DEVICES = ("cuda",)
@@ -24,39 +25,69 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def bundles(layers: Sequence[WeightStandardized]) -> list[list[WeightStandardized]]:
-    """Split layers into those that are standardised together: each alone unless the kernels fit."""
-    fitting = defaultdict(list)
+    """Split layers into those that are standardised together, and those that are alone."""
+    fitting, alike = defaultdict(list), defaultdict(list)
     alone = []
     for layer in layers:
+        weight = layer.weight
         if fits(layer):
-            fitting[layer.weight.device, layer.weight.dtype].append(layer)
+            fitting[weight.device, weight.dtype].append(layer)
+        elif _is_small(layer):
+            alike[weight.dtype, layer.ws, weight[0].numel()].append(layer)
         else:
             alone.append([layer])
-    return [*alone, *fitting.values()]
+    return [*alone, *fitting.values(), *(part for own in alike.values() for part in _small(own))]
 
 
 def standardize(layers: Sequence[WeightStandardized]) -> list[Tensor]:
     """Return the standardised weights of one bundle."""
-    if not fits(layers[0]):
-        return [layer.standardized_weight() for layer in layers]
-    from harness.norm.triton_rows import standardize_together
-
     weights = [layer.weight for layer in layers]
     variants = [ws_variant(layer.ws) for layer in layers]
-    fan_ins = [weight[0].numel() for weight in weights]
-    denominators = [Denominator.of(v, n) for v, n in zip(variants, fan_ins, strict=True)]
-    return standardize_together(weights, denominators)
+    if fits(layers[0]):
+        from harness.norm.triton_rows import standardize_together
+
+        fan_ins = [weight[0].numel() for weight in weights]
+        denominators = [Denominator.of(v, n) for v, n in zip(variants, fan_ins, strict=True)]
+        return standardize_together(weights, denominators)
+    if len(layers) > 1:
+        return standardize_alike(weights, variants[0])
+    return [layer.standardized_weight() for layer in layers]
+
+
+def _small(layers: Sequence[WeightStandardized]) -> list[list[WeightStandardized]]:
+    """Split layers in order, so that what is standardised at once stays in the cache."""
+    found: list[list[WeightStandardized]] = []
+    room = 0
+    for layer in layers:
+        room -= layer.weight.numel()
+        if room < 0:
+            found.append([])
+            room = COMPILED_FROM - layer.weight.numel()
+        found[-1].append(layer)
+    return found
+
+
+def _is_small(layer: WeightStandardized) -> bool:
+    """Return whether a layer is on a CPU, and too small for compiled loops."""
+    weight = layer.weight
+    if weight.device.type != "cpu" or not 0 < weight.numel() < COMPILED_FROM:
+        return False
+    return _is_whole(layer) and weight.dtype in _DTYPES and weight.is_contiguous()
 
 
 def fits(layer: WeightStandardized) -> bool:
-    """Return whether a layer can be standardised together with others."""
+    """Return whether Triton's kernels can standardise a layer together with others."""
     weight = layer.weight
-    if weight.device.type not in _DEVICES or weight.dtype not in _DTYPES or not layer.fused:
+    if weight.device.type not in _DEVICES or weight.dtype not in _DTYPES or not weight.numel():
         return False
+    return _is_whole(layer) and _by_filters(weight) and obstacle(weight.device) is None
+
+
+def _is_whole(layer: WeightStandardized) -> bool:
+    """Return whether a layer standardises its filters in the fast form, and nothing else."""
     own = type(layer).standardized_weight is WeightStandardized.standardized_weight
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.numel() > 0
-    whole = ws_variant(layer.ws).half is None
-    return own and plain and whole and _by_filters(weight) and obstacle(weight.device) is None
+    plain = type(layer.weight) in (Tensor, nn.Parameter)
+    return layer.fused and own and plain and ws_variant(layer.ws).half is None
 
 
 def _by_filters(weight: Tensor) -> bool:

@@ -19,20 +19,22 @@ from harness.norm.weight_standardization import WeightStandardized
 
 
 @contextmanager
-def standardised_once(model: nn.Module, enabled: bool = True) -> Iterator[None]:
+def standardised_once(
+    model: nn.Module, enabled: bool = True, *, forwards: int | None = None
+) -> Iterator[None]:
     """Let every forward inside the block share one standardisation of each weight.
 
-    The gradient of the raw weights is complete once the block has ended without an error. On CUDA,
-    all layers are standardised together where they can be (``harness.norm.together``).
+    The gradient of the raw weights is complete once the block has ended without an error. Layers
+    are standardised together where that is faster (``harness.norm.together``).
 
     Args:
         model: a model with weight-standardised layers; without any, nothing happens.
         enabled: False leaves the layers to standardise in every forward.
+        forwards: how many there will be; for one, layers that are alone standardise in it.
     """
     layers = [m for m in model.modules() if isinstance(m, WeightStandardized)] if enabled else []
-    # Else one by one, so that the memory of each gradient serves the next.
-    bundles = together.bundles(layers)
-    shared = []
+    bundles = [own for own in together.bundles(layers) if forwards != 1 or len(own) > 1]
+    shared: list[tuple[list[Tensor], list[Tensor]]] = []
     try:
         for bundle in bundles:
             results = together.standardize(bundle)
@@ -41,21 +43,24 @@ def standardised_once(model: nn.Module, enabled: bool = True) -> Iterator[None]:
                 layer.shared = leaf
             shared.append((results, leaves))
         yield
-        for results, leaves in shared:
-            _backward(results, leaves)
+        _backward([pair for pair in shared if len(pair[0]) > 1])
+        for pair in shared:  # one by one, so that the memory of each gradient serves the next
+            if len(pair[0]) == 1:
+                _backward([pair])
     finally:
         for layer in layers:
             layer.__dict__.pop("shared", None)
 
 
-def _backward(results: list[Tensor], leaves: list[Tensor]) -> None:
+def _backward(shared: list[tuple[list[Tensor], list[Tensor]]]) -> None:
     """Pass the gradients of the leaves, of those that have one, through the standardisation."""
-    used = [place for place, leaf in enumerate(leaves) if leaf.grad is not None]
-    gradients = [leaves[place].grad for place in used]
-    for leaf in leaves:
+    pairs = [pair for results, leaves in shared for pair in zip(results, leaves, strict=True)]
+    used = [(result, leaf.grad) for result, leaf in pairs if leaf.grad is not None]
+    for _, leaf in pairs:
         leaf.grad = None
     if used:
-        torch.autograd.backward([results[place] for place in used], gradients)
+        results, gradients = zip(*used, strict=True)
+        torch.autograd.backward(results, gradients)
 
 
 def standardised_again(enabled: bool = True) -> AbstractContextManager[object]:

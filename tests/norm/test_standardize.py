@@ -42,7 +42,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(compiled, "applies", lambda rows: False)
     elif not compiled.available():
         pytest.skip("no numba: only the form in stock torch can be tried")
-    monkeypatch.setattr(standardize, "_COMPILED_FROM", 1)
+    monkeypatch.setattr(standardize, "COMPILED_FROM", 1)
     return request.param
 
 
@@ -201,6 +201,14 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     for result, gradient in results[1:]:
         assert torch.equal(result, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("block", [1, 700, 5000])
+def test_blocks_change_no_bit(block: int, monkeypatch: pytest.MonkeyPatch):
+    weight, upstream = torch.randn(17, 700), torch.randn(17, 700)
+    whole = both(weight, "authors", upstream)[:2]
+    monkeypatch.setattr(standardize, "_BLOCK", block)
+    assert all(map(torch.equal, both(weight, "authors", upstream)[:2], whole))
 
 
 def test_transforms_and_compilers_see_the_formula():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from harness.norm import together
+from harness.norm.standardize import COMPILED_FROM
 from harness.norm.weight_standardization import WSConv2d
 from harness.norm.window import standardised_once
 from tests.norm.nets import net_2d, randomise_norms
@@ -64,10 +65,54 @@ def test_kernels_compile_for_a_gpu(name: str, tmp_path: Path, monkeypatch: pytes
     assert done.asm["cubin"]
 
 
-def test_on_a_cpu_each_layer_is_alone():
-    layers = [WSConv2d(2, 3, 1), WSConv2d(3, 2, 1)]
-    assert together.bundles(layers) == [[layer] for layer in layers]
-    assert together.remark(layers[0]) is None
+def test_on_a_cpu_small_layers_of_one_fan_in_are_together():
+    alike = [WSConv2d(2, 3, 3), WSConv2d(18, 2, 1), WSConv2d(36, 4, 1, groups=2)]
+    plain, other, longer = WSConv2d(2, 3, 3), WSConv2d(2, 3, 3, ws="tf"), WSConv2d(3, 2, 3)
+    plain.fused = False
+    large = [WSConv2d(64, 64, 3).to(memory_format=torch.channels_last), WSConv2d(128, 64, 3)]
+    found = together.bundles([large[0], *alike, plain, other, longer, large[1]])
+    assert sorted(map(len, found)) == [1, 1, 1, 1, 1, 3]
+    assert alike in found
+    assert together.remark(large[1]) is None
+
+
+def test_what_is_standardised_at_once_is_bounded():
+    layers = [WSConv2d(16, size, 3) for size in (400, 100, 1, 450, 10, 5)]
+    found = together.bundles(layers)
+    assert [layer for own in found for layer in own] == layers
+    assert [sum(one.weight.numel() for one in own) for own in found] == [57600, 14544, 64800, 2160]
+    assert all(sum(one.weight.numel() for one in own) < COMPILED_FROM for own in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["authors", "bcn", "scaled"])
+def test_together_has_the_bits_of_alone(dtype: torch.dtype, variant: str):
+    torch.manual_seed(os.getpid())
+    layers = [WSConv2d(4, size, 3, ws=variant).to(dtype) for size in (3, 1, 6, 2)]
+    with torch.no_grad():
+        layers[1].weight.fill_(0.3)
+    layers[3].weight.requires_grad_(False)
+    upstream = [torch.randn_like(layer.weight) for layer in layers]
+    alone = [layer.standardized_weight() for layer in layers]
+    torch.autograd.backward(alone[:2], upstream[:2])  # nothing comes back to the third
+    expected = [layer.weight.grad for layer in layers]
+    for layer in layers:
+        layer.weight.grad = None
+    results = together.standardize(layers)
+    assert [one.requires_grad for one in results] == [True, True, True, False]
+    torch.autograd.backward(results[:2], upstream[:2])
+    assert all(torch.equal(a, b) for a, b in zip(alone, results, strict=True))
+    assert [layer.weight.grad is None for layer in layers] == [False, False, True, True]
+    assert all(torch.equal(layers[i].weight.grad, expected[i]) for i in range(2))
+
+
+def test_a_single_forward_standardises_what_is_alone_by_itself():
+    small, large = (WSConv2d(2, 3, 1), WSConv2d(2, 4, 1)), WSConv2d(3, 3, 1)
+    model = torch.nn.Sequential(*small, large)
+    with standardised_once(model, forwards=1):
+        assert [layer.shared is None for layer in model] == [False, False, True]
+    with standardised_once(model, forwards=2):
+        assert [layer.shared is None for layer in model] == [False, False, False]
 
 
 def test_what_keeps_triton_from_running_is_said(monkeypatch: pytest.MonkeyPatch):
