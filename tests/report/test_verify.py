@@ -103,3 +103,12 @@ def test_a_tolerance_overrides(against):
 def test_nothing_to_compare_is_no_success(against):
     with pytest.raises(NormbenchError, match="nothing to compare"):
         against({"gn": (60.0,)}, {"bn": (50.0,)})
+
+
+def test_a_number_that_no_seed_can_be_read_of_is_told(against, tmp_path, capsys):
+    torn = RunDir(tmp_path / "results", "torn")
+    torn.path.mkdir(parents=True)
+    torn.record.write_text("{")
+    against({"gn": (60.0, 61.0)}, {"gn": (60.0, 61.0)})
+    out = capsys.readouterr().out
+    assert out.startswith(f"warning: skipped {torn.record}")
