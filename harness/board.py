@@ -119,8 +119,10 @@ class Lines:
         waiting = self.total - self.done - len(self.began)
         if not self.took or self.done == self.total:
             return ""
-        usual = sum(self.took) / len(self.took)
-        seconds = (waiting * usual + sum(self.eta.values())) / self.jobs
+        usual, now = sum(self.took) / len(self.took), time.monotonic()
+        # What has not told an estimate yet, as it starts, is taken to last as long as the others.
+        running = [self.eta.get(run, usual + began - now) for run, began in self.began.items()]
+        seconds = max(0.0, (waiting * usual + sum(running)) / self.jobs, *running)
         return f"  (about {clock(seconds)} left)"
 
 

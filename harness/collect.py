@@ -102,6 +102,17 @@ def read_records(results: Path) -> tuple[list[Record], list[str]]:
     return records, warnings
 
 
+def told(warnings: Sequence[str]) -> list[str]:
+    """Return the lines that tell a user of the files that were passed over, and what to do."""
+    if not warnings:
+        return []
+    return [
+        *(f"warning: {warning}" for warning in warnings),
+        "a run with a skipped record still counts as done: if its record.json cannot be mended, "
+        "delete that file to have the run made again",
+    ]
+
+
 def _judged(path: Path) -> Record:
     """Read a record that anybody may have written.
 

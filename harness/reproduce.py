@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.board import Board, board
-from harness.errors import NormbenchError, UsageError
+from harness.errors import DataError, NormbenchError, UsageError
 from harness.estimate import Estimate, calibrate, from_records
 from harness.identity import cell_id
 from harness.jobs import hand_over
@@ -136,7 +136,7 @@ def plan_tables(
         )
     console.print(table)
     console.print(_costs(shown, known))
-    _say(console, _total(todo, known, jobs or default_jobs(todo)))
+    _say(console, _total(runs, todo, known, jobs or default_jobs(todo)))
 
 
 def _row(
@@ -179,12 +179,19 @@ def _device_hours(runs: Sequence[PlannedRun], known: Mapping[str, Estimate]) -> 
     return f"{total:.2f}"
 
 
-def _total(todo: Sequence[PlannedRun], known: Mapping[str, Estimate], jobs: int) -> str:
+def _total(
+    runs: Mapping[str, PlannedRun],
+    todo: Sequence[PlannedRun],
+    known: Mapping[str, Estimate],
+    jobs: int,
+) -> str:
     guesses = [known.get(cell_id(run.spec)) for run in todo]
     found = [guess for guess in guesses if guess]
     head = f"{len(todo)} to run, {jobs} at a time"
     if not todo:
-        return "nothing is left to run"
+        cannot = sum(run.state == "impossible" for run in runs.values())
+        why = f": {cannot} of {len(runs)} runs cannot be made, for the reasons given"
+        return "nothing is left to run" + why * bool(cannot)
     if not found:
         return f"{head}; give --calibrate 5 for an estimate of time and memory"
     seconds = sum(guess.seconds for guess in found) / jobs * len(todo) / len(found)
@@ -236,23 +243,30 @@ def reproduce(
         roots, problems = prepare_data(todo, _stages(show.say))
         ready = [run for run in todo if run.run.id in roots]
         sitting = _in_order(ready, roots, jobs, show, problems, _memory(ready, results))
-    failed = sitting.failed | {run: outcome.message for run, outcome in problems.items()}
     if sitting.stopped:
         error = NormbenchError("stopped: the same command goes on")
         error.exit_code = sitting.stopped
         raise error
     without = [r for r in runs if r.state == "impossible" and r.exit_code != UsageError.exit_code]
-    failed |= {run.run.id: run.reason for run in without}
+    unstarted = [*problems.items(), *((r.run.id, Outcome(r.exit_code, r.reason)) for r in without)]
     complete = report(tables, pairs, results, console)
-    if failed:
-        lines = [f"{len(failed)} of {len(runs)} runs could not be made:"]
-        lines += [f"{run}: {' '.join(why.splitlines())}" for run, why in failed.items()]
+    if failed := [*sitting.failed.items(), *((run, one.message) for run, one in unstarted)]:
+        lines = [f"{len(failed)} of {len(runs)} runs could not be made:", *_by_reason(failed)]
         error = NormbenchError("\n".join(lines))
-        if not sitting.failed and len(without) == len(failed):
-            error.exit_code = without[0].exit_code
+        if not sitting.failed and all(o.exit_code == DataError.exit_code for _, o in unstarted):
+            error.exit_code = DataError.exit_code
         raise error
     if not complete:
         raise NormbenchError("a table is incomplete: see its notes")
+
+
+def _by_reason(failed: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Say each reason once, with the first run that it holds for: hundreds may lack one folder."""
+    runs: dict[str, list[str]] = {}
+    for run, reason in failed:
+        runs.setdefault(" ".join(reason.splitlines()), []).append(run)
+    for reason, (first, *others) in runs.items():
+        yield f"{first}{f' and {len(others)} more' * bool(others)}: {reason}"
 
 
 def _memory(cells: Sequence[PlannedRun], results: Path) -> dict[str, float]:

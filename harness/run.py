@@ -14,7 +14,6 @@ from harness.launch import POLL_S, Outcome, launch
 from harness.paths import require_writable
 from harness.plan import PlannedRun, plan
 from harness.progress import display
-from harness.record import read_record
 from harness.registry import task_info
 from harness.schema import Spec
 
@@ -52,7 +51,7 @@ def run(task: str, words: Sequence[str], results: Path, console: Console) -> Non
         if outcome.exit_code:
             problems.append(f"{cell.run.id}: {outcome.message}")
             _say(console, f"failed: {outcome.message}")
-    _show(cells, results, console)
+    problems += [f"{run}: its record was skipped" for run in _show(cells, results, console)]
     if problems:
         raise NormbenchError(
             f"{len(problems)} of {len(cells)} runs failed:\n" + "\n".join(problems)
@@ -101,19 +100,22 @@ def summary(spec: Spec) -> str:
     )
 
 
-def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> None:
-    from harness.collect import collecting, read_records, write_csv
+def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> list[str]:
+    """Print the numbers of the cells that have some; return those whose records were skipped."""
+    from harness.collect import collecting, read_records, told, write_csv
     from harness.terminal import result_table
 
     with collecting(results):
         records, warnings = read_records(results)
         runs, metrics = write_csv(results, records)
-    for warning in warnings:
-        _say(console, f"warning: {warning}")
-    done = [read_record(cell.run.record) for cell in cells if cell.run.record.is_file()]
-    if done:
+    for line in told(warnings):
+        _say(console, line)
+    known = {record.run_id: record for record in records}
+    ended = [cell.run.id for cell in cells if cell.run.record.is_file()]
+    if done := [known[run] for run in ended if run in known]:
         console.print(result_table(done))
         _say(console, f"{metrics}\n{runs}")
+    return [run for run in ended if run not in known]
 
 
 def _error(outcome: Outcome) -> NormbenchError:

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.collect import collecting, metrics_frame, read_records, write_csv
+from harness.collect import collecting, metrics_frame, read_records, told, write_csv
 from harness.errors import NormbenchError
 from harness.record import Record
 from harness.report.build import BuiltTable, build_table
-from harness.report.definition import SETS, TableDefinition, Words, choose
+from harness.report.definition import (
+    TableDefinition,
+    Words,
+    choose,
+    definitions,
+    tables_file,
+)
 from harness.report.export import write
 from harness.report.markdown import to_markdown
 
@@ -49,8 +55,8 @@ def report(
         made = [table for table in built if asked or table.num_done]
         paths = write(made, results)
         page = _page(results, records, warnings, made) if html else None
-    for warning in warnings:
-        _say(console, f"warning: {warning}")
+    for line in told(warnings):
+        _say(console, line)
     for table in made:
         _say(console, f"\n{to_markdown(table)}")
     for table in made:
@@ -100,8 +106,8 @@ def shown(
     """
     if names or every:
         return *choose(names, words, every=every, path=path), True
-    sets = [choose((), [*words, f"preset={s}"], every=True, path=path) for s in SETS]
-    return [table for group, _ in sets for table in group], sets[0][1], False
+    known = definitions(path or tables_file())
+    return *choose(list(known), words, every=False, path=path), False
 
 
 def _page(

@@ -124,15 +124,16 @@ class TableDefinition(BaseModel):
         )
 
     def all_seeds(self) -> list[int]:
-        """Return the model seeds of every cell.
+        """Return the model seeds of every cell, each once.
 
         Raises:
-            ValueError: if they are no numbers.
+            UsageError: if they are no numbers.
         """
         try:
-            return [int(pairs[0][1]) for pairs in sweep([f"seed={self.seeds}"])]
+            seeds = [int(pairs[0][1]) for pairs in sweep([f"seed={self.seeds}"])]
         except ValueError:
-            raise ValueError(f"seeds: {quoted(self.seeds)} is not like 0..2 or 0,1,2") from None
+            raise UsageError(f"seeds: {quoted(self.seeds)} is not like 0..2 or 0,1,2") from None
+        return list(dict.fromkeys(seeds))
 
     def reference_of(self, row: str, column: str) -> tuple[str, str]:
         """Return the row and column that a cell is compared with."""
@@ -184,8 +185,8 @@ def definitions(path: Path) -> dict[str, TableDefinition]:
                 found[name] = _checked(TableDefinition(name=name, set=group, **table))
             except (UsageError, TypeError, ValueError) as error:  # pydantic's is a ValueError
                 problems.append(f"{path}: {name}: {_first(error)}")
-    if problems:
-        raise UsageError("\n".join(problems))
+    if problems or not found:
+        raise UsageError("\n".join(problems) or f"{path}: defines no table")
     return found
 
 
@@ -216,7 +217,7 @@ def _checked(table: TableDefinition) -> TableDefinition:
 def choose(
     names: Sequence[str], words: Sequence[str], *, every: bool, path: Path | None = None
 ) -> tuple[list[TableDefinition], Words]:
-    """Choose tables by name, or every table of a set (``preset=``, mini unless said).
+    """Choose tables by name, or every table of a set (``preset=``, the first unless said: mini).
 
     Returns:
         The tables, restricted to the seeds asked for, and the words for their runs.
@@ -232,15 +233,16 @@ def choose(
     for name in names:
         if name not in known:
             raise UsageError(f"unknown table {name!r}.{did_you_mean(name, known)}")
-    if group and (names or group not in SETS):
-        raise UsageError(f"preset={group}: give --all with one of preset={', '.join(SETS)}")
+    sets = [name for name in SETS if any(table.set == name for table in known.values())]
+    if group and (names or group not in sets):
+        raise UsageError(f"preset={group}: give --all with one of preset={', '.join(sets)}")
     for key in pairs:
         if not _FREE.fullmatch(key):
             raise UsageError(
                 f"{key}= would change what the tables define; here go preset, seed, data, init, "
                 f"devices and exec.* (normbench run takes every key)"
             )
-    group = group or SETS[0]
+    group = group or sets[0]
     chosen = [t for t in known.values() if t.name in names or (every and t.set == group)]
     if seeds is not None:
         chosen = [table.model_copy(update={"seeds": seeds}) for table in chosen]

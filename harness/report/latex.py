@@ -63,6 +63,8 @@ def _float(grid: Grid, caption: str, label: str, below: Sequence[str]) -> Iterat
     labels, columns = grid.num_labels, len(grid.header)
     yield r"\begin{table}[htbp]"
     yield rf"\centering\small\caption{{{escape(caption)}}}\label{{tab:{label}}}"
+    # Centred on the text, also where it is wider: else it would run off the page on the right.
+    yield r"\makebox[\linewidth]{%"
     yield rf"\begin{{tabular}}{{{'l' * labels}{'r' * (columns - labels)}}}"
     yield r"\toprule"
     yield _row([escape(text) for text in grid.header])
@@ -70,7 +72,7 @@ def _float(grid: Grid, caption: str, label: str, below: Sequence[str]) -> Iterat
     for row in grid.rows:
         yield _row([_entry(entry) for entry in row])
     yield r"\bottomrule"
-    yield r"\end{tabular}"
+    yield r"\end{tabular}}"
     if lines := [line for line in below if line]:
         yield r"\par\smallskip\parbox{\linewidth}{\footnotesize\raggedright"
         yield "\\par\n".join(lines) + "}"

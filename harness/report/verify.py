@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.collect import metrics_frame, read_csv, read_records
+from harness.collect import metrics_frame, read_csv, read_records, told
 from harness.errors import NormbenchError, UsageError
 from harness.paths import reference_csv
 from harness.report.build import BuiltCell, build_table
@@ -69,7 +69,10 @@ def verify(
     if tolerance is not None and not tolerance >= 0:
         raise UsageError(f"--tolerance {tolerance}: give 0 or more, in the metric's unit")
     tables, pairs = choose(names, words, every=every, path=path)
-    measured = metrics_frame(read_records(results)[0])
+    records, warnings = read_records(results)
+    for line in told(warnings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    measured = metrics_frame(records)
     known = read_csv(reference_csv()) if reference_csv().is_file() else measured.iloc[:0]
     checks = []
     for table in tables:
@@ -79,8 +82,8 @@ def verify(
             checks += list(_check(table, cell, reference, tolerance))
     if not checks:
         raise NormbenchError(
-            "nothing to compare: none of these cells is both measured here and in "
-            f"{reference_csv()} or among the published numbers"
+            f"nothing to compare: no number of these tables is both measured in {results} and in "
+            f"{reference_csv()} or among the published ones (normbench reproduce makes the runs)"
         )
     console.print(_shown(checks))
     outside = [check for check in checks if check.outside]

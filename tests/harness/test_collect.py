@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from harness.collect import metrics_frame, read_csv, read_records, runs_frame, write_csv
+from harness.errors import NormbenchError
+from harness.plan import plan
 from harness.record import MetricRow, NormCounts, Record, RunDir, read_record, write_record
+from harness.run import run
 
 
 def record_of(number: int = 0, norm: str = "gn", values: tuple[float, ...] = (61.25,)) -> Record:
@@ -126,3 +130,14 @@ def test_bad_records_are_skipped_with_one_warning(tmp_path, damage, word):
     assert len(warnings) == 1
     assert word in warnings[0]
     assert str(bad.record) in warnings[0]
+
+
+def test_a_run_whose_record_is_skipped_has_no_numbers_to_show(toy, tmp_path, capsys):
+    (cell,) = plan(toy, [], tmp_path)
+    cell.run.path.mkdir(parents=True)
+    cell.run.record.write_text("{")
+    with pytest.raises(NormbenchError, match=f"{cell.run.id}: its record was skipped"):
+        run(toy, [], tmp_path, Console())
+    out = capsys.readouterr().out
+    assert f"warning: skipped {cell.run.record}" in out
+    assert "delete that file to have the run made again" in out

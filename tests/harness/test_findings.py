@@ -81,6 +81,9 @@ def test_a_group_of_tables_that_is_none(tmp_path):
     path.write_text("mini: [1]\n")
     with pytest.raises(UsageError, match="mini is not a mapping"):
         definitions(path)
+    path.write_text("mini: {}\n")
+    with pytest.raises(UsageError, match="defines no table"):
+        definitions(path.rename(tmp_path / "empty.yaml"))
 
 
 def test_recipes_with_values_for_groups_or_that_extend_themselves(toy, tmp_path):

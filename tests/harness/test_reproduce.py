@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from harness.errors import NormbenchError
 from harness.record import RunDir, read_record
+from harness.reproduce import plan_tables, reproduce
 
 TABLES = """\
 mini:
@@ -116,7 +119,12 @@ def test_a_broken_record_is_passed_over_with_one_warning(reproduced, tmp_path):
     warnings = [line for line in out.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1
     assert broken in warnings[0]
+    assert "delete that file to have the run made again" in out
     assert len(pd.read_csv(results / "runs.csv")) == 5
+    (results / "runs" / broken / "record.json").unlink()
+    code, out, err = run(results, "reproduce", "tiny")
+    assert (code, err) == (0, "")
+    assert "6 runs, 5 done, 1 to make" in out
 
 
 @pytest.mark.slow
@@ -137,6 +145,28 @@ def test_stopped_and_repeated_it_ends_as_if_never_stopped(reproduced, tmp_path):
         assert read_record(RunDir(results, path.name).record).metrics == whole.metrics
 
 
+def test_what_all_runs_lack_is_said_once_and_ends_with_3(tmp_path):
+    """Runs without data have no id of their own: those of four backbones are called the same."""
+    words = [f"data={tmp_path / 'nowhere'}"]
+    with pytest.raises(NormbenchError) as caught:
+        reproduce(
+            *(["imagenet", "modelnet40"], words, tmp_path / "results", Console()),
+            **{"every": False, "jobs": None, "path": None},
+        )
+    first, *rest = str(caught.value).splitlines()
+    assert caught.value.exit_code == 3
+    assert first == "100 of 100 runs could not be made:"
+    assert [line.partition("-")[0] for line in rest] == ["classification", "pointcloud"]
+    assert " and 79 more: data folder" in rest[0]
+
+
+def test_a_plan_without_data_does_not_say_that_all_is_done(tmp_path, capsys):
+    options = {"every": False, "jobs": None, "steps": None, "path": None}
+    plan_tables(["modelnet40"], [], tmp_path, Console(width=160), **options)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("nothing is left to run: 20 of 20 runs cannot be made")
+
+
 def test_wrong_words_are_one_line(tmp_path):
     for words, message in (
         (("reproduce", "tini"), "unknown table 'tini'. Did you mean 'tiny'?"),
@@ -144,6 +174,7 @@ def test_wrong_words_are_one_line(tmp_path):
         (("report", "tiny", "sed=1"), "sed= would change"),
         (("verify", "tiny", "--tolerance", "-1"), "--tolerance -1"),
         (("plan",), "name tables"),
+        (("plan", "tiny", "seed=x"), "seeds: 'x' is not like 0..2"),
     ):
         code, out, err = run(tmp_path / "results", *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err

@@ -70,11 +70,24 @@ def test_seeds_can_be_restricted_and_nothing_else_changed(tables):
         (["curve"], [], True, "name tables"),
         ([], ["preset=papr"], True, "preset=papr: give --all with one of"),
         (["curve"], ["preset=mini"], False, "give --all with"),
+        ([], ["preset=paper"], True, "preset=paper: give --all with one of preset=mini$"),
     ],
 )
 def test_wrong_choices_say_what_to_do(tables, names, words, every, message):
     with pytest.raises(UsageError, match=message):
         choose(names, words, every=every, path=tables)
+
+
+@pytest.mark.parametrize("seeds", ["x", "1.5", "", "0,,1"])
+def test_wrong_seeds_are_refused(tables, tmp_path, seeds):
+    (table,), words = choose(["curve"], [f"seed={seeds}"], every=False, path=tables)
+    with pytest.raises(UsageError, match=r"is not like 0\.\.2"):
+        next(cells(table, words, tmp_path))
+
+
+def test_a_seed_asked_for_twice_is_one(tables):
+    (table,), _ = choose(["curve"], ["seed=1,0,1"], every=False, path=tables)
+    assert table.all_seeds() == [1, 0]
 
 
 @pytest.mark.parametrize(

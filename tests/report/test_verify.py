@@ -11,6 +11,7 @@ from scipy import stats
 from harness.collect import metrics_frame
 from harness.errors import NormbenchError, UsageError
 from harness.record import RunDir, write_record
+from harness.report import published
 from harness.report import verify as module
 from harness.report.definition import cells, definitions
 from harness.report.verify import OutsideTolerance, verify
@@ -103,3 +104,49 @@ def test_a_tolerance_overrides(against):
 def test_nothing_to_compare_is_no_success(against):
     with pytest.raises(NormbenchError, match="nothing to compare"):
         against({"gn": (60.0,)}, {"bn": (50.0,)})
+
+
+def test_a_skipped_record_is_told(against, tmp_path, capsys):
+    torn = RunDir(tmp_path / "results", "torn")
+    torn.path.mkdir(parents=True)
+    torn.record.write_text("{")
+    against({"gn": (60.0, 61.0)}, {"gn": (60.0, 61.0)})
+    out = capsys.readouterr().out
+    assert out.startswith(f"warning: skipped {torn.record}")
+
+
+PUBLISHED = """\
+task,dataset,model,norm,ws,metric,value,unit,reading_error,epochs,drops,batch_size,images_per_gpu,\
+init,preset,comparable,verified,source,protocol,note
+toy,embedded,MODEL,gn,,m0,61.5,%,,,,,,,mini,partly,no,a paper,p,half the steps
+toy,embedded,MODEL,bn,,m0,90.0,%,,,,,,,,no,yes,a paper,p,other pictures
+"""
+
+
+def test_tables_of_the_paper_are_held_against_what_is_published(toy, tmp_path, monkeypatch, capsys):
+    """And only against numbers that compare; an unverified one is shown as such."""
+    path = tmp_path / "tables.yaml"
+    path.write_text(
+        TABLE.replace("mini:\n", "paper:\n").replace("m0]", "m0]\n    base: {preset: mini}")
+    )
+    table = definitions(path)["toy_rows"]
+    values = {"gn": (56.0, 57.0, 58.0, 56.5, 57.5), "bn": (50.0, 51.0, 52.0, 50.5, 51.5)}
+    results = tmp_path / "results"
+    for one in records_of(table, results, values):
+        run = RunDir(results, one.run_id)
+        run.path.mkdir(parents=True)
+        write_record(run, one)
+    csv = tmp_path / "published.csv"
+    csv.write_text(PUBLISHED.replace("MODEL", one.spec["model"]["name"]))
+    monkeypatch.setattr(published, "published_csv", lambda: csv)
+    with pytest.raises(OutsideTolerance) as caught:
+        verify(["toy_rows"], (), results, Console(), every=False, tolerance=None, path=path)
+    first, *rest = str(caught.value).splitlines()
+    assert first == "1 of 1 numbers are outside:"
+    limit = stats.t.ppf(0.995, 4) * math.sqrt(2.5 / 4) * math.sqrt(1 / 5 + 1)
+    assert rest == [
+        "toy_rows gn m0: 57.00 against 61.50 (published, 61.5 (unverified)), "
+        f"more than {limit:.2f} apart"
+    ]
+    verify(["toy_rows"], (), results, Console(), every=False, tolerance=4.5, path=path)
+    assert capsys.readouterr().out.count(" ok") == 1
