@@ -14,7 +14,6 @@ from harness.launch import POLL_S, Outcome, launch
 from harness.paths import require_writable
 from harness.plan import PlannedRun, plan
 from harness.progress import display
-from harness.record import read_record
 from harness.registry import task_info
 from harness.schema import Spec
 
@@ -52,7 +51,9 @@ def run(task: str, words: Sequence[str], results: Path, console: Console) -> Non
         if outcome.exit_code:
             problems.append(f"{cell.run.id}: {outcome.message}")
             _say(console, f"failed: {outcome.message}")
-    _show(cells, results, console)
+    problems += _show(cells, results, console)
+    if len(cells) == 1 and problems:
+        raise NormbenchError(problems[0])
     if problems:
         raise NormbenchError(
             f"{len(problems)} of {len(cells)} runs failed:\n" + "\n".join(problems)
@@ -101,7 +102,8 @@ def summary(spec: Spec) -> str:
     )
 
 
-def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> None:
+def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> list[str]:
+    """Rebuild the CSV files and print the numbers; return what is done and cannot be read."""
     from harness.collect import collecting, read_records, write_csv
     from harness.terminal import result_table
 
@@ -110,10 +112,17 @@ def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> None:
         runs, metrics = write_csv(results, records)
     for warning in warnings:
         _say(console, f"warning: {warning}")
-    done = [read_record(cell.run.record) for cell in cells if cell.run.record.is_file()]
-    if done:
-        console.print(result_table(done))
+    known = {record.run_id: record for record in records}
+    done = [cell.run for cell in cells if cell.run.record.is_file()]
+    if shown := [known[run.id] for run in done if run.id in known]:
+        console.print(result_table(shown))
         _say(console, f"{metrics}\n{runs}")
+    return [
+        f"{run.id}: its record was passed over, and the warning above says why: update normbench, "
+        f"or remove {run.record} and give the same command"
+        for run in done
+        if run.id not in known
+    ]
 
 
 def _error(outcome: Outcome) -> NormbenchError:
