@@ -43,7 +43,7 @@ test: setup  ## run the tests; ARGS="-k foo" goes to pytest
 	@exec .venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal \
 		--durations=15 --durations-min=0.5 $(ARGS)
 
-chaos: setup  ## kill runs and fuzz inputs, half an hour; ARGS="--kills 15 --inputs 300"
+chaos: setup  ## kill runs and fuzz inputs, some ten minutes; ARGS="--kills 15 --inputs 300"
 	@exec .venv/bin/python -m tests.chaos $(ARGS)
 
 check: setup  ## ruff and mypy

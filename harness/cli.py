@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from harness.errors import NormbenchError
 
+_LONGEST = 4000
+"""Letters of an error's line that are shown: it may quote what was typed, or a path."""
+
 app = typer.Typer(
     name="normbench",
     help="One `norm` switch for four vision tasks: run, compare, report.",
@@ -91,9 +94,9 @@ def _console() -> Console:
 
 
 def _results(chosen: Path | None) -> Path:
-    from harness.paths import default_results_dir
+    from harness.paths import default_results_dir, require_folder
 
-    return chosen if chosen else default_results_dir()
+    return require_folder(chosen if chosen else default_results_dir())
 
 
 @app.command("run")
@@ -226,6 +229,7 @@ def export_command(
     from harness.errors import UsageError
     from harness.jobscript import slurm_script as script
     from harness.launchers import split_options
+    from harness.paths import require_writable
     from harness.reproduce import split_names, to_make
 
     if not slurm_script:
@@ -233,6 +237,7 @@ def export_command(
     options, rest = split_options("slurm", words or [])
     names, pairs = split_names(rest)
     folder = _results(results)
+    require_writable(folder)
     cells = to_make(names, pairs, folder, every=every, path=tables)
     typer.echo(script(cells, options, jobs, folder), nl=False)
 
@@ -484,7 +489,8 @@ def main() -> None:
 
 def _fail(error: NormbenchError) -> NoReturn:
     for line in str(error).splitlines():
-        sys.stderr.write(f"error: {line}\n")
+        shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+        sys.stderr.write(f"error: {shown}\n")
     sys.exit(error.exit_code)
 
 

@@ -57,7 +57,7 @@ def diverged(
             "parts": {name: _json(value) for name, value in parts.items()},
             "first": where,
             "gradients": gradients[:20],
-            "lr": lr,
+            "lr": _json(lr),
             "samples": [sample for chunk in window for sample in chunk.samples],
         },
     )

@@ -13,6 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.errors import visible
+from harness.foreign import is_plain
+
 _PACKAGES = (
     "normbench",
     "torch",
@@ -103,9 +106,11 @@ def flags() -> dict[str, Any]:
 
 def read_environment(path: Path) -> dict[str, Any]:
     """Read an ``environment.json``; empty if it is missing or none."""
+    if not is_plain(path):
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -113,7 +118,8 @@ def read_environment(path: Path) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say what two environments differ in that can change a number, e.g. ``torch 2.4 -> 2.5``.
 
-    What only one of them tells is passed over, so that files of other versions can be read.
+    What only one of them tells is passed over, so that files of other versions can be read; and
+    anybody may have written them.
     """
     pairs = [(name, before.get(name), now.get(name)) for name in _CHANGES_NUMBERS]
     for group in ("packages", "flags"):
@@ -122,7 +128,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             pairs += [(name, old[name], new[name]) for name in old if name in new]
     pairs.append(("code", before.get("git_sha"), now.get("git_sha")))
     return [
-        f"{name} {_short(old)} -> {_short(new)}"
+        visible(f"{name} {_short(old)} -> {_short(new)}")
         for name, old, new in pairs
         if old is not None and new is not None and old != new
     ]
@@ -178,6 +184,6 @@ def environment(device: str, threads: int, world: int) -> dict[str, Any]:
         "system": platform.platform(),
         "packages": versions(),
         "flags": flags(),
-        "argv": sys.argv[1:],
+        "argv": [visible(word) for word in sys.argv[1:]],
         **git_state(),
     }

@@ -84,6 +84,13 @@ _OF_THE_MACHINE = {
     errno.EROFS: "the disk is read-only: choose another with --results DIR",
     errno.EIO: "the disk fails to read or write (input/output error)",
     errno.EACCES: "permission denied: choose another folder with --results DIR",
+    errno.EPERM: "the system does not permit it: choose another folder with --results DIR",
+    errno.EMFILE: "too many files are open: raise ulimit -n, or lower --jobs",
+    errno.ENFILE: "too many files are open on this machine: end other programs",
+    errno.ESTALE: "the network disk lost it (stale file handle): mount it again",
+    errno.ENAMETOOLONG: "the name is too long for this disk: choose a shorter one",
+    errno.ENOTDIR: "a part of this path is a file: choose another",
+    errno.EISDIR: "a folder is in the place of this file: move it away",
 }
 
 

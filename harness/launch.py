@@ -303,5 +303,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:  # somebody removed the run's folder
+        lines = []
     return lines[-1] if lines else "no output"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -48,6 +50,23 @@ def default_results_dir() -> Path:
     return (checkout if in_checkout else Path.cwd()) / "results"
 
 
+def require_folder(results: Path) -> Path:
+    """Return ``results``, which may not be there yet, unless something else is in its place.
+
+    Raises:
+        UsageError: if it, or ``runs`` in it, is a file, or has a name that the system refuses.
+    """
+    for folder in (results, results / "runs"):
+        try:
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unusable(folder, "read", error) from None
+    return results
+
+
 def require_writable(folder: Path) -> None:
     """Create ``folder`` and write into it once, so that hours of work never end unsaved.
 
@@ -59,10 +78,14 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(
-            f"results folder {folder} cannot be written ({error.strerror}): "
-            "choose another with --results DIR"
-        ) from None
+        raise _unusable(folder, "written", error) from None
+
+
+def _unusable(folder: Path, what: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"results folder {folder} cannot be {what} ({error.strerror}): "
+        "choose another with --results DIR"
+    )
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -89,7 +112,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # not the name it had for a moment
+            error.filename = str(path)  # not the name it had for a moment
+            del error.filename2
         raise
 
 

@@ -51,7 +51,9 @@ def run(task: str, words: Sequence[str], results: Path, console: Console) -> Non
         if outcome.exit_code:
             problems.append(f"{cell.run.id}: {outcome.message}")
             _say(console, f"failed: {outcome.message}")
-    problems += [f"{run}: its record was skipped" for run in _show(cells, results, console)]
+    problems += _show(cells, results, console)
+    if len(cells) == 1 and problems:
+        raise NormbenchError(problems[0])
     if problems:
         raise NormbenchError(
             f"{len(problems)} of {len(cells)} runs failed:\n" + "\n".join(problems)
@@ -101,7 +103,7 @@ def summary(spec: Spec) -> str:
 
 
 def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> list[str]:
-    """Print the numbers of the cells that have some; return those whose records were skipped."""
+    """Rebuild the CSV files and print the numbers; return what is done and cannot be read."""
     from harness.collect import collecting, read_records, told, write_csv
     from harness.terminal import result_table
 
@@ -111,11 +113,16 @@ def _show(cells: Sequence[PlannedRun], results: Path, console: Console) -> list[
     for line in told(warnings):
         _say(console, line)
     known = {record.run_id: record for record in records}
-    ended = [cell.run.id for cell in cells if cell.run.record.is_file()]
-    if done := [known[run] for run in ended if run in known]:
-        console.print(result_table(done))
+    done = [cell.run for cell in cells if cell.run.record.is_file()]
+    if shown := [known[run.id] for run in done if run.id in known]:
+        console.print(result_table(shown))
         _say(console, f"{metrics}\n{runs}")
-    return [run for run in ended if run not in known]
+    return [
+        f"{run.id}: its record was passed over, and the warning above says why: update normbench, "
+        f"or remove {run.record} and give the same command"
+        for run in done
+        if run.id not in known
+    ]
 
 
 def _error(outcome: Outcome) -> NormbenchError:

@@ -142,9 +142,11 @@ def _picture(folder: Path, name: str) -> Image:
     """
     from PIL import Image
 
-    if not _PICTURE.fullmatch(name) or not is_plain(folder / name, _LARGEST):
+    path = folder / name
+    # A link could show, on a page for everybody, a picture of whoever makes that page.
+    if not _PICTURE.fullmatch(name) or path.is_symlink() or not is_plain(path, _LARGEST):
         raise ValueError(f"{name!r} is no picture of a sample")
-    with Image.open(folder / name, formats=["PNG"]) as picture:
+    with Image.open(path, formats=["PNG"]) as picture:
         if max(picture.size) > 1024:
             raise ValueError(f"{name} has {picture.width} x {picture.height} pixels")
         return picture.convert("RGB")

@@ -26,12 +26,16 @@ from harness.trackers.registry import tracker_names
 _GHOST = re.compile(r"ghost:([1-9]\d*)")
 _LARGEST_HINT = 2**16
 """Up to which micro-batches are suggested."""
+_LARGEST_SEED = 2**63 - 1
+"""A seed is a column of the tables, and a part of a run's name."""
 
 
 class Section(BaseModel):
     """A frozen group of keys; ``shorthand`` names the key that a bare value stands for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
     shorthand: ClassVar[str | None] = None
 
     @classmethod
@@ -183,7 +187,7 @@ class DataSection(Section):
     """Keys that are no part of a run's identity: the fingerprint stands for these two."""
 
     root: str | None = Field(None, description="folder of the real data set; null = embedded")
-    seed: int = Field(0, ge=0, description="seed of the embedded data")
+    seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of the embedded data")
     embedded: bool = Field(True, description="generate the data where no root is given")
     on_corrupt: Literal["error", "skip"] = Field(
         "error",
@@ -250,6 +254,13 @@ class ExecSection(Section):
         ("tensorboard",), description="who is told the step curves, e.g. [tensorboard,wandb]; or []"
     )
 
+    @field_validator("chunk", mode="before")
+    @classmethod
+    def _word_or_number(cls, value: Any) -> Any:
+        if value in ("auto", "micro") or (type(value) is int and value > 0):
+            return value
+        raise _unknown(str(value), ("auto", "micro", "a positive number"))
+
     @field_validator("trackers", mode="before")
     @classmethod
     def _one_tracker(cls, value: Any) -> Any:
@@ -279,7 +290,12 @@ class Spec(Section):
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = Field(
         "fp32", description="autocast type of forward and backward; fp64 casts the whole model"
     )
-    seed: int = Field(0, ge=0, description="of initial weights, data order and augmentation")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=_LARGEST_SEED,
+        description="of initial weights, data order and augmentation",
+    )
     bn_eval: Literal["running", "precise"] = Field(
         "running", description="averages that bn evaluates with: of training, or re-estimated"
     )
@@ -331,8 +347,9 @@ class Spec(Section):
 
 
 def _unknown(value: str, options: Any) -> ValueError:
+    from harness.documents import quoted
     from harness.errors import did_you_mean
 
     return ValueError(
-        f"{value!r} is not known.{did_you_mean(value, options)} Allowed: {', '.join(options)}"
+        f"{quoted(value)} is not known.{did_you_mean(value, options)} Allowed: {', '.join(options)}"
     )

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError, create_model
 
 from harness.documents import parse_yaml, quoted, read_yaml
-from harness.errors import UsageError, did_you_mean
+from harness.errors import UNSEEN, UsageError, did_you_mean
 from harness.paths import configs_dir
 from harness.registry import task_info
 from harness.schema import Section, Spec
@@ -22,6 +22,7 @@ from harness.schema import Section, Spec
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
 _NEVER_SWEPT = ("data", "data.root", "init", "init.source")  # paths may hold commas
 _BUILT_IN = ("task", "preset")
+"""Fields of a spec that are no keys; ``preset=`` names the recipe all the same."""
 _MOST_RUNS = 100_000
 """Of one sweep; more is a slip of the hand that would fill the memory."""
 
@@ -70,6 +71,8 @@ def _read_recipe(path: Path, _changed: int) -> dict[str, Any]:
         raise UsageError(f"recipe {path}: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"recipe {path} is not a mapping of keys to values")
+    if named := [key for key in _BUILT_IN if key in content]:
+        raise UsageError(f"recipe {path}: {named[0]} is told by the place of its file, not in it")
     return content
 
 
@@ -135,13 +138,18 @@ def parse_words(words: Sequence[str]) -> list[tuple[str, str]]:
     """Split ``key=value`` words.
 
     Raises:
-        UsageError: naming the word that has no ``=``.
+        UsageError: naming the word that has no ``=``, or holds what no record may hold.
     """
     pairs = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UsageError(f"{word!r} is not of the form key=value")
+            raise UsageError(f"{quoted(word)} is not of the form key=value")
+        if UNSEEN.search(word):
+            raise UsageError(
+                f"{quoted(word)} holds control characters, or is no text in UTF-8: a record could "
+                "not tell it; rename what it names"
+            )
         pairs.append((key, value))
     return pairs
 
@@ -180,10 +188,10 @@ def _choices(key: str, value: str) -> list[str]:
 def _check_keys(task: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
     known = keys(task)
     return [
-        f"unknown key {key!r}.{did_you_mean(key, known) or _near_leaf(key, known)} "
+        f"unknown key {quoted(key)}.{did_you_mean(key, known) or _near_leaf(key, known)} "
         f"(all keys: normbench ls keys {task})"
         for key, _ in pairs
-        if key not in known and key not in _BUILT_IN
+        if key not in known and key != "preset"
     ]
 
 
@@ -222,7 +230,7 @@ def build(task: str, pairs: Sequence[tuple[str, str]]) -> Spec:
     content = recipe(task, preset)
     cls = spec_class(task)
     for key, text in pairs:
-        if key in _BUILT_IN:
+        if key == "preset":
             continue
         over: Any = _value(key, text)
         for name in reversed(key.split(".")):
@@ -248,8 +256,10 @@ def _sentences(task: str, error: ValidationError) -> Iterator[str]:
                 near = did_you_mean(str(item["input"]), allowed)
                 yield f"{shown} is not known.{near} Allowed: {', '.join(allowed)}"
             case "extra_forbidden":
-                yield f"unknown key {path!r}.{did_you_mean(path, keys(task))}"
-            case "missing":
+                yield f"unknown key {quoted(path)}.{did_you_mean(path, keys(task))}"
+            case "model_type" if item["input"] is not None:
+                yield f"{shown} is not a group of keys"
+            case _ if item["input"] is None or item["type"] == "missing":
                 yield f"{path} has no value: give {path}=..."
             case _:
                 yield f"{shown}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -26,7 +26,7 @@ from harness.checkpoint import Progress
 from harness.chunk import resolve_chunk
 from harness.distributed import Ranks, choose_device
 from harness.environment import differences, environment, read_environment
-from harness.errors import Diverged, Interrupted, NormbenchError, UsageError
+from harness.errors import Diverged, Interrupted, NormbenchError, UsageError, visible
 from harness.evaluation import best_of, evaluate
 from harness.faults import explain, memory_explained
 from harness.identity import cell_id, science, stat_batch
@@ -189,7 +189,9 @@ def _carry_changes(run: RunDir, where: dict[str, Any]) -> list[str]:
     """Note in ``where`` what was otherwise in earlier sittings; return what is new, for people."""
     before = read_environment(run.environment)
     changes = differences(before, where)
-    where["changed"] = [*before.get("changed", []), *changes]
+    earlier = before.get("changed")
+    earlier = [visible(str(one)) for one in earlier] if isinstance(earlier, list) else []
+    where["changed"] = [*earlier, *changes]
     return [f"continued in another environment: {'; '.join(changes)}"] if changes else []
 
 
@@ -229,7 +231,7 @@ def _record(
         cell=cell_id(spec),
         spec=spec.model_dump(mode="json"),
         science=canonical,
-        dataset=task_info(spec.task).dataset(spec),
+        dataset=visible(task_info(spec.task).dataset(spec)),
         fingerprint=canonical["data"]["fingerprint"],
         is_result=spec.preset != "smoke",
         metrics=metrics,

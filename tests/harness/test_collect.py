@@ -136,7 +136,7 @@ def test_a_run_whose_record_is_skipped_has_no_numbers_to_show(toy, tmp_path, cap
     (cell,) = plan(toy, [], tmp_path)
     cell.run.path.mkdir(parents=True)
     cell.run.record.write_text("{")
-    with pytest.raises(NormbenchError, match=f"{cell.run.id}: its record was skipped"):
+    with pytest.raises(NormbenchError, match=f"{cell.run.id}: its record was passed over"):
         run(toy, [], tmp_path, Console())
     out = capsys.readouterr().out
     assert f"warning: skipped {cell.run.record}" in out

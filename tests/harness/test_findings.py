@@ -1,23 +1,29 @@
-"""What ``python -m tests.chaos`` found, each once as a test of its own."""
+"""What ``python -m tests.chaos``, and people who tried to break it, found: each once as a test."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
 import torch
 
 from harness.cli import main as normbench
+from harness.collect import read_records
+from harness.diagnose import diverged
 from harness.documents import parse_yaml, quoted
+from harness.environment import continues_elsewhere, environment
 from harness.errors import DataError, UsageError
 from harness.inspect import status_table
+from harness.migrate import SCHEMA_VERSION
 from harness.record import RunDir
 from harness.report.definition import definitions
-from harness.spec import build, load_spec, sweep
+from harness.spec import build, load_spec, parse_words, sweep
 from harness.weights.read import read
 from tasks.detection import coco
 from tasks.segmentation import voc
+from tests.harness.test_faults import prepared, sit, sit_until
 
 WRONG_YAML = {
     "no text": b"\x80",
@@ -30,6 +36,14 @@ WRONG_YAML = {
     "empty": b"",
     "a word": b"' '\n",
     "a number as key": b"5: 1\n",
+    "a bomb": b"a: &a ["
+    + b"x," * 100
+    + b"]\nb: &b ["
+    + b"*a," * 100
+    + b"]\nc: ["
+    + b"*b," * 200
+    + b"]",
+    "a list that holds itself": b"a: &a [*a]",
 }
 
 
@@ -283,3 +297,113 @@ def test_a_mask_that_is_a_dead_link(tmp_path):
     mask.symlink_to(mask.name)
     with pytest.raises(DataError, match="cannot be read"):
         voc.fingerprint(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optim.lr=.inf", "optim.lr=inf: input should be a finite number"),
+        ("optim.lr=1e999", "finite"),
+        (f"seed={2**63}", "less than or equal to"),
+        (f"seed=1{'0' * 300}", "less than or equal to"),
+        ("task=detection", "unknown key 'task'"),
+        ("norm=", "norm has no value: give norm=..."),
+        ("norm=[gn]", "norm=['gn'] is not a group of keys"),
+        ("exec.chunk=0", "exec.chunk: '0' is not known. Allowed: auto, micro, a positive number"),
+        ("data=a\nb", "holds control characters"),
+        ("data=a\udcff", "is no text in UTF-8"),
+    ],
+)
+def test_words_that_no_record_could_tell_or_no_run_survive(toy, word, told):
+    with pytest.raises(UsageError) as caught:
+        build(toy, parse_words([word]))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["k" * 100_000, "norm"])
+def test_no_line_of_an_error_fills_the_screen(toy, monkeypatch, capsys, key):
+    monkeypatch.setattr(sys, "argv", ["normbench", "plan", "toy", f"{key}={'n' * 100_000}"])
+    with pytest.raises(SystemExit):
+        normbench()
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert len(told) < 5000
+
+
+@pytest.mark.parametrize("verb", [["plan", "toy"], ["status"], ["run", "toy"], ["report"]])
+@pytest.mark.parametrize("place", ["file", "file/below", "holds", "n" * 300])
+def test_results_folders_that_cannot_be(toy, tmp_path, monkeypatch, capsys, verb, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "holds").mkdir()
+    (tmp_path / "holds" / "runs").touch()
+    monkeypatch.setattr(sys, "argv", ["normbench", *verb, "--results", str(tmp_path / place)])
+    with pytest.raises(SystemExit) as caught:
+        normbench()
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: results folder ")
+    assert told.count("\n") == 1
+
+
+def test_a_recipe_does_not_name_its_task(toy, tmp_path):
+    (tmp_path / "configs" / "toy" / "bad.yaml").write_text("extends: mini\ntask: detection\n")
+    with pytest.raises(UsageError, match=r"bad\.yaml: task is told by the place of its file"):
+        build(toy, [("preset", "bad")])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:200],
+        lambda text: text.replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'),
+    ],
+)
+def test_a_finished_run_whose_record_cannot_be_read_is_said(
+    toy, tmp_path, monkeypatch, capsys, damage
+):
+    run = prepared(tmp_path)
+    assert sit(run) == (0, None)
+    run.record.write_text(damage(run.record.read_text()))
+    monkeypatch.setattr(sys, "argv", ["normbench", "run", "toy", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        normbench()
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert "warning: skipped" in out
+    assert err.startswith(f"error: {run.id}: its record was passed over")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.timeout(60)
+def test_environments_of_strangers_neither_hang_nor_spoil_the_record(toy, tmp_path):
+    run = prepared(tmp_path, "exec.checkpoint_s=0")
+    sit_until(run, 2)
+    run.environment.unlink()
+    os.mkfifo(run.environment)
+    assert continues_elsewhere(run.environment, "cpu") == []
+    run.environment.unlink()
+    run.environment.write_text("[" * 100_000)
+    assert continues_elsewhere(run.environment, "cpu") == []
+    strange = {"changed": ["a\x1b[2J"], "packages": {"torch": "1\x1b[2J"}}
+    run.environment.write_text(json.dumps(strange))
+    (told,) = continues_elsewhere(run.environment, "cpu")
+    assert told.startswith("torch 1\\x1b[2J -> ")
+    assert sit(run) == (0, None)
+    records, warnings = read_records(tmp_path)
+    assert [record.run_id for record in records] == [run.id]
+    assert warnings == []
+    assert records[0].environment["changed"][0] == "a\\x1b[2J"
+
+
+def test_the_command_line_in_a_record_holds_no_control_characters(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["normbench", "a\nb", "c\udcff"])
+    assert environment("cpu", 1, 1)["argv"] == ["a\\nb", "c\\udcff"]
+
+
+def test_a_learning_rate_that_is_not_finite_still_leaves_its_reason(toy):
+    model = torch.nn.Linear(1, 1)
+    found = diverged(
+        model, lambda _: {}, (), 3, parts={"loss": 1.0}, optim=build(toy, []).optim, lr=float("nan")
+    )
+    assert json.loads(json.dumps(found.details, allow_nan=False))["lr"] == "nan"

@@ -163,7 +163,9 @@ def test_broken_lists_of_samples_are_passed_over(content, tmp_path):
     assert read_samples(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "0_truth.svg", "1_truth.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "0_truth.svg", "1_truth.png", "2_truth.png"]
+)
 def test_only_pictures_of_the_folder_are_read(name, tmp_path):
     import json
 
@@ -172,6 +174,7 @@ def test_only_pictures_of_the_folder_are_read(name, tmp_path):
     write_samples(tmp_path, [pages.sample(0, right=None)])
     (tmp_path.parent / "secret.png").write_bytes((tmp_path / "0_truth.png").read_bytes())
     (tmp_path / "1_truth.png").write_text("<svg onload=alert(1)>")
+    (tmp_path / "2_truth.png").symlink_to(tmp_path.parent / "secret.png")
     rows = json.loads((tmp_path / "index.json").read_text())
     assert len(read_samples(tmp_path)) == 1
     (tmp_path / "index.json").write_text(json.dumps([rows[0] | {"truth_picture": name}]))
