@@ -280,8 +280,9 @@ def launch(cell: PlannedRun, data_root: Path, show: Display) -> Outcome:
     """Run one cell to its end in a subprocess, showing its progress."""
     running: list[Running] = []
     with Forward(lambda: running, show.say) as forward:
-        # torchrun would give each of several processes one thread.
-        shared = cell.spec.devices > 1 and not cell.spec.exec.threads
+        # torchrun would give each of several processes one thread, unless a job script says.
+        told = cell.spec.exec.threads or "OMP_NUM_THREADS" in os.environ
+        shared = cell.spec.devices > 1 and not told
         one = Running(cell, data_root, usable_cores() if shared else None)
         running.append(one)
         while not one.ended:
