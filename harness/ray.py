@@ -98,7 +98,8 @@ def _connected() -> Any:
         import ray
     except ImportError:
         raise EnvironmentProblem(
-            "--launcher ray needs Ray, of the cluster's version: uv sync --extra ray"
+            "--launcher ray needs the package ray here, of the cluster's version: install "
+            "ray==VERSION beside normbench"
         ) from None
     if not ray.is_initialized():
         try:
