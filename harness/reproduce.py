@@ -136,7 +136,9 @@ def plan_tables(
         )
     console.print(table)
     console.print(_costs(shown, known))
-    _say(console, _total(todo, known, jobs or default_jobs(todo)))
+    without = sum(run.state == "impossible" for run in runs.values())
+    rest = f"; {without} cannot be made, as the plan says" if without else ""
+    _say(console, _total(todo, known, jobs or default_jobs(todo)) + rest)
 
 
 def _row(
@@ -156,7 +158,7 @@ def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
     table = new_table("", *columns, numbers=columns[1:])
     table.caption = (
         "of one device each, as calibrated or as past runs took; ? where a kind of run is of "
-        "unknown length; a run that two tables show is in both"
+        "unknown length, n/a where none can be made; a run that two tables show is in both"
     )
     by_table: dict[str, dict[str, PlannedRun]] = {}
     for cell in shown:
@@ -164,7 +166,7 @@ def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
     for name, runs in by_table.items():
         every = [run for run in runs.values() if run.state != "impossible"]
         left = [run for run in every if run.state != "done"]
-        hours = (_device_hours(part, known) for part in (every, left))
+        hours = (_device_hours(part, known) if every else "n/a" for part in (every, left))
         table.add_row(name, str(len(runs)), str(len(left)), *hours)
     return table
 

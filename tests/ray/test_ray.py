@@ -114,7 +114,6 @@ def test_a_sweep_is_cancelled_killed_and_finished(site):
     wait_until(lambda: jobruns(slow) not in ([], [pid]), PATIENCE_S)
     site.slow.unlink()
     wait_until(lambda: slow.record.is_file() and quick.record.is_file(), PATIENCE_S)
-    site.normbench("status", "--watch")
     assert read_record(slow.record).num_resumed == 2
     job = read_job(slow)
     assert job is not None
