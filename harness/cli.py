@@ -76,7 +76,7 @@ Jobs = Annotated[
 LauncherName = Annotated[
     str | None,
     typer.Option(
-        "--launcher", metavar="NAME", help="Hand the runs over: slurm, local, ...; return at once."
+        "--launcher", metavar="NAME", help="Hand the runs over (slurm, ray, local) and return."
     ),
 ]
 Tables = Annotated[

@@ -25,10 +25,14 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", "0"))
         self._device = device
         self._names: list[str] = []
+        gpu = device if device.type == "cuda" else None
+        if gpu is not None:
+            torch.cuda.set_device(gpu)  # through which NCCL sends whatever is no tensor
         if self.world > 1:
-            backend = "nccl" if device.type == "cuda" else "gloo"
             # The others wait for the slowest share of an evaluation, for as long as it takes.
-            dist.init_process_group(backend, timeout=timedelta(hours=12))
+            long = timedelta(hours=12)
+            backend = "gloo" if gpu is None else "nccl"
+            dist.init_process_group(backend, timeout=long, device_id=gpu)
 
     @property
     def is_main(self) -> bool:

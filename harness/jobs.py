@@ -85,6 +85,9 @@ def cancel(runs: Sequence[str], results: Path, say: Say) -> None:
     """
     live = LiveJobs(results)
     chosen = [run for run in _chosen(runs, results) if live.state(run)]
+    if not chosen:
+        say("nothing that a launcher has is waiting or running")
+        return
     jobs: dict[str, list[str]] = {}
     for run in chosen:
         job = read_job(run)

@@ -29,6 +29,9 @@ from harness.stop import LAUNCHED, SIGNALS
 POLL_S = 0.2
 _GRACE_S = 60.0
 """How long a worker may take to stop beyond three times its slowest step and checkpoint."""
+_DEAF = ("/bin/sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
+"""Schedulers send these signals to every process of a job; torchrun would die of them, and leave
+its workers to themselves while they save."""
 _TWICE_S = 0.5
 """One Ctrl-C may come twice at once: from the terminal, and from a parent that passes it on."""
 
@@ -67,7 +70,7 @@ def command(
         there += [f"--rdzv-endpoint={rendezvous.endpoint}", f"--rdzv-id={rendezvous.id}"]
     share = spec.devices // (rendezvous.nodes if rendezvous else 1)
     torchrun = ["-m", "torch.distributed.run", *there, f"--nproc-per-node={share}"]
-    return [sys.executable, *torchrun, *worker]
+    return [*_DEAF, sys.executable, *torchrun, *worker]
 
 
 def _environment(spec: Spec, threads: int | None, gpus: Sequence[str] | None) -> dict[str, str]:
@@ -76,10 +79,6 @@ def _environment(spec: Spec, threads: int | None, gpus: Sequence[str] | None) ->
         environment["OMP_NUM_THREADS"] = str(max(1, threads // spec.devices))
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    if spec.devices > 1:
-        # A signal to the whole job reaches torchrun too, which by default dies of the user ones.
-        names = ",".join(number.name for number in SIGNALS)
-        environment.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", f"{names},SIGHUP,SIGQUIT")
     return environment
 
 
@@ -280,8 +279,9 @@ def launch(cell: PlannedRun, data_root: Path, show: Display) -> Outcome:
     """Run one cell to its end in a subprocess, showing its progress."""
     running: list[Running] = []
     with Forward(lambda: running, show.say) as forward:
-        # torchrun would give each of several processes one thread.
-        shared = cell.spec.devices > 1 and not cell.spec.exec.threads
+        # torchrun would give each of several processes one thread, unless a job script says.
+        told = cell.spec.exec.threads or "OMP_NUM_THREADS" in os.environ
+        shared = cell.spec.devices > 1 and not told
         one = Running(cell, data_root, usable_cores() if shared else None)
         running.append(one)
         while not one.ended:

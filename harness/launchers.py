@@ -19,6 +19,7 @@ from harness.paths import write_atomic
 from harness.plan import PlannedRun
 from harness.record import RunDir
 from harness.registry import load
+from harness.schema import Spec
 from harness.spec import dump_spec
 
 ENTRY_POINT_GROUP = "normbench.launchers"
@@ -26,6 +27,7 @@ ENTRY_POINT_GROUP = "normbench.launchers"
 
 LAUNCHERS: dict[str, str] = {
     "local": "harness.detached:Local",
+    "ray": "harness.ray:Ray",
     "slurm": "harness.slurm:Slurm",
 }
 
@@ -93,11 +95,55 @@ def launcher_class(name: str) -> type[Launcher]:
 
 
 def split_options(name: str, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split words into the options of a launcher and the rest."""
+    """Split words into the options of a launcher and the rest.
+
+    Raises:
+        UsageError: if a word is neither an option nor a key of runs.
+    """
     known = launcher_class(name).options
-    pairs = [word.partition("=") for word in words]
-    options = {key: value for key, equals, value in pairs if equals and key in known}
-    return options, [word for word in words if word.partition("=")[0] not in known]
+    options: dict[str, str] = {}
+    rest: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in known:
+            options[key] = value
+        elif equals and key.partition(".")[0] not in Spec.model_fields:
+            raise UsageError(
+                f"{key}= is no option of {name}.{did_you_mean(key, known)} "
+                f"Options: {', '.join(known) or 'none'}"
+            )
+        else:
+            rest.append(word)
+    return options, rest
+
+
+def whole_number(key: str, text: str) -> int:
+    """Read the value of an option.
+
+    Raises:
+        UsageError: if it is not a whole number, or zero of what is needed.
+    """
+    if not text.isdecimal() or (not int(text) and key != "gpus_per_run"):
+        raise UsageError(f"{key}={text}: a whole number is wanted")
+    return int(text)
+
+
+def cores(cell: PlannedRun) -> int:
+    """Return how many cores a run needs if nothing else is said."""
+    return (cell.spec.exec.threads or 1) * cell.spec.devices
+
+
+def check_gpus(cell: PlannedRun, gpus: int) -> None:
+    """Refuse what would wait in a queue only to find too few GPUs.
+
+    Raises:
+        UsageError: if a run that is given GPUs has more devices.
+    """
+    devices = cell.spec.devices
+    if 0 < gpus < devices and cell.spec.exec.device != "cpu":
+        raise UsageError(
+            f"gpus_per_run={gpus} for devices={devices}: give gpus_per_run={devices}, one for each"
+        )
 
 
 def read_job(run: RunDir) -> Job | None:

@@ -156,7 +156,7 @@ def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
     table = new_table("", *columns, numbers=columns[1:])
     table.caption = (
         "of one device each, as calibrated or as past runs took; ? where a kind of run is of "
-        "unknown length; a run that two tables show is in both"
+        "unknown length, n/a where none can be made; a run that two tables show is in both"
     )
     by_table: dict[str, dict[str, PlannedRun]] = {}
     for cell in shown:
@@ -164,7 +164,7 @@ def _costs(shown: Sequence[Cell], known: Mapping[str, Estimate]) -> Table:
     for name, runs in by_table.items():
         every = [run for run in runs.values() if run.state != "impossible"]
         left = [run for run in every if run.state != "done"]
-        hours = (_device_hours(part, known) for part in (every, left))
+        hours = (_device_hours(part, known) if every else "n/a" for part in (every, left))
         table.add_row(name, str(len(runs)), str(len(left)), *hours)
     return table
 
@@ -187,11 +187,11 @@ def _total(
 ) -> str:
     guesses = [known.get(cell_id(run.spec)) for run in todo]
     found = [guess for guess in guesses if guess]
-    head = f"{len(todo)} to run, {jobs} at a time"
+    cannot = sum(run.state == "impossible" for run in runs.values())
+    why = f"{cannot} of {len(runs)} runs cannot be made, for the reasons given"
     if not todo:
-        cannot = sum(run.state == "impossible" for run in runs.values())
-        why = f": {cannot} of {len(runs)} runs cannot be made, for the reasons given"
-        return "nothing is left to run" + why * bool(cannot)
+        return "nothing is left to run" + f": {why}" * bool(cannot)
+    head = f"{len(todo)} to run, {jobs} at a time" + f" ({why})" * bool(cannot)
     if not found:
         return f"{head}; give --calibrate 5 for an estimate of time and memory"
     seconds = sum(guess.seconds for guess in found) / jobs * len(todo) / len(found)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import EnvironmentProblem, NormbenchError, UsageError
 from harness.launch import POLL_S, Rendezvous, Running
-from harness.launchers import JobState
+from harness.launchers import JobState, check_gpus, cores, whole_number
 from harness.plan import PlannedRun
 from harness.record import RunDir
 from harness.spec import load_spec
@@ -61,7 +61,7 @@ class Slurm:
         """
         self.folder = results.resolve() / "jobs"
         self.words = dict(options)
-        self.numbers = {key: _number(key, options[key]) for key in _NUMBERS if key in options}
+        self.numbers = {key: whole_number(key, options[key]) for key in _NUMBERS if key in options}
         self.minutes = minutes(options.get("time", "60"))
 
     def submit(
@@ -74,8 +74,10 @@ class Slurm:
         if shutil.which("sbatch") is None:
             raise EnvironmentProblem("--launcher slurm needs sbatch, which is not on this machine")
         names: dict[str, str] = {}
-        for needs in dict.fromkeys(_cores(cell) for cell in cells):
-            group = [cell for cell in cells if _cores(cell) == needs]
+        kinds: dict[tuple[int, int], list[PlannedRun]] = {}
+        for cell in cells:
+            kinds.setdefault((cores(cell), cell.spec.devices), []).append(cell)
+        for group in kinds.values():
             executor = submitit.AutoExecutor(
                 self.folder / "%j", cluster="slurm", slurm_max_num_timeout=_MOST_SITTINGS
             )
@@ -94,14 +96,16 @@ class Slurm:
         """Return what submitit asks Slurm for.
 
         Raises:
-            UsageError: if the devices of a run cannot be divided over its nodes.
+            UsageError: if the devices of a run cannot be divided over its nodes, or need more GPUs.
         """
         nodes = self.numbers.get("nodes", 1)
         if cell.spec.devices % nodes:
             raise UsageError(f"devices={cell.spec.devices} cannot be divided over nodes={nodes}")
         passed = ("partition", "account", "qos", "constraint")
         asked: dict[str, Any] = {f"slurm_{k}": self.words[k] for k in passed if k in self.words}
-        if gpus := self.numbers.get("gpus_per_run"):
+        gpus = self.numbers.get("gpus_per_run", 0)
+        check_gpus(cell, gpus)
+        if gpus:
             asked["gpus_per_node"] = -(-gpus // nodes)
         if memory := self.numbers.get("mem_gb"):
             asked["mem_gb"] = memory
@@ -110,7 +114,7 @@ class Slurm:
             "timeout_min": self.minutes,
             "nodes": nodes,
             "tasks_per_node": 1,
-            "cpus_per_task": self.numbers.get("cpus_per_run", -(-_cores(cell) // nodes)),
+            "cpus_per_task": self.numbers.get("cpus_per_run", -(-cores(cell) // nodes)),
             "stderr_to_stdout": True,
             "slurm_array_parallelism": jobs,
             "slurm_signal_delay_s": self.numbers.get("signal_s", 90),
@@ -139,19 +143,9 @@ class Slurm:
             subprocess.run(["scancel", *names], check=False)
 
 
-def _cores(cell: PlannedRun) -> int:
-    return (cell.spec.exec.threads or 1) * cell.spec.devices
-
-
 def _task(cell: PlannedRun, roots: Mapping[str, Path]) -> SlurmRun:
     folder = cell.run.path.resolve()
     return SlurmRun(folder.parent.parent, cell.run.id, roots[cell.run.id].resolve())
-
-
-def _number(key: str, text: str) -> int:
-    if not text.isdecimal() or (not int(text) and key != "gpus_per_run"):
-        raise UsageError(f"{key}={text}: a whole number is wanted")
-    return int(text)
 
 
 def minutes(text: str) -> int:

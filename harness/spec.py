@@ -20,6 +20,7 @@ from harness.registry import task_info
 from harness.schema import Section, Spec
 
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,15}")
 _NEVER_SWEPT = ("data", "data.root", "init", "init.source")  # paths may hold commas
 _BUILT_IN = ("task", "preset")
 """Fields of a spec that are no keys; ``preset=`` names the recipe all the same."""
@@ -213,8 +214,11 @@ def _value(key: str, text: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _scalar(text: str) -> Any:
-    """Read a value once for the thousands of runs of a sweep that have it."""
-    return parse_yaml(text)
+    """Read a value once for the thousands of runs of a sweep that have it.
+
+    A seed differs in each of them, and YAML takes a while to see that it is a number.
+    """
+    return int(text) if _WHOLE.fullmatch(text) else parse_yaml(text)
 
 
 def build(task: str, pairs: Sequence[tuple[str, str]]) -> Spec:

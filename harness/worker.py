@@ -95,8 +95,6 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
     chunk = _chunk(spec, kept, remarks)
     if threads := kept.threads if kept else spec.exec.threads:
         torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     with memory_explained(spec, chunk):
         trainer, audit, weights = _trainer(
             spec, run, data_root, ranks, device, chunk, remarks, resumed=content is not None
@@ -122,7 +120,8 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
                 f"{chunk} images a forward"
             )
             for remark in (*remarks, audit.summary(), on):
-                print(remark)  # noqa: T201  # the worker's stdout is log.txt
+                if ranks.is_main:
+                    print(remark)  # noqa: T201  # the worker's stdout is log.txt
                 journal.remark(remark)
             train(trainer, run, stop, journal, lambda: evaluate(trainer, journal, stop))
             if spec.bn_eval == "precise":

@@ -35,9 +35,10 @@ class Site:
         (package / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 0\n")
         entries = "[normbench.tasks]\nslow = tests.slurm.slow:INFO\n"
         (package / "entry_points.txt").write_text(entries)
+        path = [str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.environment = os.environ | {
             "CI": "true",
-            "PYTHONPATH": os.pathsep.join([str(folder / "site"), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "CONFIGS": str(folder / "configs"),
             "SLOW": str(self.slow),
             **environment,

@@ -330,3 +330,19 @@ def test_all_ranks_hear_of_one_that_cannot_go_on(toy, tmp_path):
     for first, second in in_ranks(2, work, tmp_path / "ranks"):
         assert "at step 0 is not finite" in first
         assert second == "7.png is broken"
+
+
+def test_a_gpu_is_chosen_before_its_group_is_joined(monkeypatch):
+    """NCCL's collectives of objects go through the current GPU; here it is only asked for."""
+    calls: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda backend, **told: calls.append((backend, told["device_id"])),
+    )
+    second = torch.device("cuda", 1)
+    Ranks(second)
+    Ranks(CPU)
+    assert calls == [second, ("nccl", second), ("gloo", None)]

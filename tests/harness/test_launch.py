@@ -163,5 +163,7 @@ def test_two_devices_share_a_step(tmp_path):
     """torchrun with two gloo processes; the numbers' equality is another test's concern."""
     code, out, err = run(*SMOKE, "norm=gn", "devices=2", "exec.device=cpu", results=tmp_path)
     assert code == 0, err
-    assert read_record(only_run(tmp_path).record).environment["world"] == 2
+    one = only_run(tmp_path)
+    assert read_record(one.record).environment["world"] == 2
+    assert one.log.read_text().count("norm sites") == 1  # of two processes, one speaks
     assert "devices 2" in out

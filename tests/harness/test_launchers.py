@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
-from harness import launchers, placement
+from harness import launch, launchers, placement
 from harness.errors import UsageError
 from harness.identity import run_id
 from harness.inspect import status_table
@@ -21,6 +22,7 @@ from harness.jobscript import slurm_script
 from harness.launch import Rendezvous, Running, command
 from harness.placement import Gpu, Placement, visible_gpus
 from harness.plan import PlannedRun
+from harness.progress import PlainLines
 from harness.record import RunDir, read_record
 from harness.registry import task_info
 from harness.slurm import OPTIONS, Slurm, minutes
@@ -98,6 +100,8 @@ def test_a_site_brings_its_own_launcher(toy, tmp_path, monkeypatch):
     assert list(status_table(tmp_path).columns[1].cells) == ["queued", "todo"]
     cancel([], tmp_path, said.append)
     assert MySite.waiting == {}
+    cancel([], tmp_path, said.append)
+    assert said[-1] == "nothing that a launcher has is waiting or running"
     with pytest.raises(UsageError, match="no run 'toy'"):
         cancel(["toy"], tmp_path, said.append)
 
@@ -164,6 +168,10 @@ def test_options_are_told_from_words(tmp_path):
         launchers.launcher_class("slum")
     with pytest.raises(UsageError, match="gpus_per_run=two: a whole number"):
         Slurm(tmp_path, {"gpus_per_run": "two"})
+    with pytest.raises(UsageError, match=r"partiton= is no option of slurm.* 'partition'"):
+        launchers.split_options("slurm", ["partiton=gpu"])
+    with pytest.raises(UsageError, match=r"no option of local.* Options: none"):
+        launchers.split_options("local", ["exec.threads=1", "partition=gpu"])
 
 
 @pytest.mark.parametrize(
@@ -189,6 +197,10 @@ def test_slurm_is_asked_for_what_a_run_needs(toy, tmp_path):
     assert (asked["slurm_partition"], asked["slurm_qos"]) == ("a", "low")
     with pytest.raises(UsageError, match="devices=1 cannot be divided over nodes=2"):
         Slurm(tmp_path, words).parameters(cell(tmp_path), 1)
+    with pytest.raises(UsageError, match="gpus_per_run=1 for devices=2: give gpus_per_run=2"):
+        Slurm(tmp_path, {"gpus_per_run": "1"}).parameters(two, 1)
+    on_cpus = cell(tmp_path, "devices=2", "batch.micro=1", "exec.device=cpu")
+    assert Slurm(tmp_path, {"gpus_per_run": "1"}).parameters(on_cpus, 1)["gpus_per_node"] == 1
     assert "partition" in OPTIONS
 
 
@@ -203,6 +215,7 @@ def test_the_script_names_every_run_and_is_requeued(toy, tmp_path):
 def test_nodes_meet_where_they_are_told(toy, tmp_path):
     run = cell(tmp_path, "devices=4", "batch.micro=1", "batch.size=8")
     words = command(run.run, run.spec, tmp_path, Rendezvous(2, "first:29500", "7"))
+    words = words[words.index(sys.executable) :]
     assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert words[3:8] == [
         "--nnodes=2",
@@ -263,6 +276,30 @@ def test_gpus_are_those_that_may_be_seen(tmp_path, monkeypatch):
     assert [gpu.name for gpu in visible_gpus()] == ["1"]
     tool.unlink()
     assert visible_gpus() == []
+
+
+@pytest.mark.parametrize(("said", "threads"), [(None, 8), ("3", None)])
+def test_a_job_script_says_how_many_threads(toy, tmp_path, monkeypatch, said, threads):
+    """What a scheduler gave a job may be less than the machine lets it see."""
+    given = []
+
+    class Started(Exception):
+        pass
+
+    def start(_cell, _root, threads):
+        given.append(threads)
+        raise Started
+
+    monkeypatch.setattr(launch, "Running", start)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    with pytest.raises(Started):
+        launch.launch(
+            cell(tmp_path, "devices=2", "batch.micro=1"), tmp_path, PlainLines(6, Console())
+        )
+    assert given == [threads]
 
 
 def test_threads_are_divided_among_runs_and_their_processes(toy, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from harness.collect import read_records, write_csv
@@ -65,3 +66,6 @@ def test_a_plan_says_the_device_hours_of_each_table(toy, tmp_path):
     costs = _costs(shown, known)
     rows = list(zip(*(column.cells for column in costs.columns), strict=True))
     assert rows == [("one", "8", "8", "8.00", "8.00"), ("other", "4", "4", "?", "?")]
+    none = [replace(cell, planned=replace(cell.planned, state="impossible")) for cell in shown]
+    rows = list(zip(*(column.cells for column in _costs(none, known).columns), strict=True))
+    assert rows == [("one", "8", "0", "n/a", "n/a"), ("other", "4", "0", "n/a", "n/a")]

@@ -70,6 +70,22 @@ def test_all_stop_after_the_step(tmp_path, number, everyone, words):
 
 
 @pytest.mark.slow
+def test_torchrun_outlives_what_schedulers_send_to_everybody(tmp_path):
+    """Else its workers would still be saving when their job is put back into the queue."""
+    process = start(tmp_path, *ENDLESS, "devices=2", "exec.device=cpu")
+    wait_for_step(tmp_path, 3)
+    _, torchrun, *workers = tree(process.pid)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(torchrun, number)
+    time.sleep(1)
+    assert alive([torchrun, *workers]) == [torchrun, *workers]
+    process.send_signal(signal.SIGUSR2)
+    code, _, err = finish(process)
+    assert (code, alive([torchrun, *workers])) == (75, [])
+    assert "is saved: the same command resumes" in err
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_keeps_the_checkpoint(tmp_path):
     words = (*ENDLESS, "exec.checkpoint_s=0", "exec.workers=1")
     process = start(tmp_path, *words)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from harness.errors import UsageError
-from harness.spec import build, dump_spec, load_spec, parse_words, sweep
+from harness.spec import _scalar, build, dump_spec, load_spec, parse_words, sweep
 
 
 def spec_of(task: str, *words: str):
@@ -112,3 +113,9 @@ def test_damaged_stored_spec_is_one_line(toy, tmp_path):
     path.write_text("task: toy\nsteps: [")
     with pytest.raises(UsageError, match="not a spec that this version can read"):
         load_spec(path)
+
+
+@pytest.mark.parametrize("text", ["0", "-0", "7", "-12", "007", "1_000", "1:30", "+3", "9" * 15])
+def test_whole_numbers_are_what_yaml_says(text):
+    value = _scalar(text)
+    assert (value, type(value)) == (yaml.safe_load(text), type(yaml.safe_load(text)))
