@@ -35,6 +35,8 @@ ELSEWHERE = {"serve", "retry", "cancel", "export"}
 """Commands that need runs or a port: only their words are parsed; tests of their own call them."""
 WITHOUT_OPTIONS = {"harness.jobrun", "tests.detection.residual"}
 """Modules that take positions alone, and would begin at once."""
+INSTALLS = "--install-completion"
+"""Would write into the reader's shell; tests/harness/test_completion.py does it elsewhere."""
 EXAMPLES = {"norm=mad", "norm=mad_ws"}
 """What docs/adding-a-norm.md adds; its own test runs that page."""
 
@@ -70,6 +72,8 @@ def test_command(page: str, command: str, tmp_path: Path, monkeypatch: pytest.Mo
         made(words, tmp_path, monkeypatch)
     elif not EXAMPLES.isdisjoint(re.split("[ ,]", command)):
         assert page == "adding-a-norm.md"
+    elif words == [INSTALLS]:
+        pass
     elif words[0] in ELSEWHERE or "--launcher" in words:
         command_line = typer.main.get_command(app)
         assert isinstance(command_line, typer.core.TyperGroup)
