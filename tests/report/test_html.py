@@ -205,8 +205,14 @@ def test_samples_come_back_as_they_were(tmp_path):
             *(other.name, other.truth, other.found, other.right),
         )
         assert one.truth_picture.tobytes() == other.truth_picture.tobytes()
-    assert spread(10, 3) == [1, 5, 8]
     assert spread(2, 6) == [0, 1]
+    assert spread(0, 6) == []
+    for total in (7, 100, 480, 1200, 40_000):
+        parts = [k * total // 6 for k in range(7)]
+        for index, first, beyond in zip(spread(total, 6), parts[:-1], parts[1:], strict=True):
+            assert first <= index < beyond
+    # The clouds of the mini preset: their 16 classes take turns.
+    assert len({index % 16 for index in spread(480, 6)}) == 6
 
 
 def test_drawing_that_fails_stops_nothing(tmp_path):
