@@ -259,10 +259,16 @@ Part = Callable[[Bench], None]
 
 def parser(doc: str | None, parts: Mapping[str, Part], *, rounds: int) -> argparse.ArgumentParser:
     """Return the options that every benchmark has."""
+
+    def part(name: str) -> str:
+        if name not in parts:
+            raise argparse.ArgumentTypeError(f"no such part: {name}; parts: {', '.join(parts)}")
+        return name
+
     found = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    found.add_argument("parts", nargs="*", type=part, metavar="PART", help=", ".join(parts))
     found.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
     seconds = f"no further round of a comparison after these; default: {SECONDS:g}"
     found.add_argument("--seconds", type=float, default=SECONDS, help=seconds)
@@ -279,10 +285,8 @@ def run(name: str, parts: Mapping[str, Part], options: argparse.Namespace) -> Be
     """Measure the parts asked for and return the rows.
 
     Raises:
-        SystemExit: if there is no such part, or no such device.
+        SystemExit: if there is no such device.
     """
-    if unknown := set(options.parts) - set(parts):
-        raise SystemExit(f"no such part: {', '.join(sorted(unknown))}; parts: {', '.join(parts)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device: leave out --device cuda")
     torch.set_num_threads(options.threads)

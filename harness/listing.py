@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from harness.completion import LISTS
+from harness.documents import read_yaml
 from harness.errors import UsageError, did_you_mean
+from harness.paths import configs_dir
 from harness.registry import task_info, task_names
 from harness.schema import Section, Spec
 from harness.spec import build, keys, presets
@@ -101,13 +103,19 @@ def _presets(task: str) -> list[Row]:
 
 
 def _keys(task: str) -> list[Row]:
-    spec = build(task, [])
+    spec, why = build(task, []), _reasons(task)
     rows = []
     for key, meaning in keys(task).items():
         value = _value(spec, key)
         if not isinstance(value, dict):
-            rows.append({"key": key, "mini": value, "meaning": meaning})
+            rows.append({"key": key, "mini": value, "meaning": meaning, "why": why.get(key, "")})
     return rows
+
+
+def _reasons(task: str) -> dict[str, str]:
+    """Return why mini's values are what they are; a task of another package may give none."""
+    content = read_yaml(configs_dir() / "reasons.yaml")
+    return {**content["every task"], **content.get(task, {})}
 
 
 def _value(spec: Spec, key: str) -> object:

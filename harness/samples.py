@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 6
 """Enough to see what a model confuses, few enough to cost next to nothing."""
+_GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples fall in step with no period."""
 _LARGEST = 2**18
 """Bytes of a picture; ours have some ten thousand."""
 _WORDS = 80
@@ -66,9 +68,15 @@ class ShowsSamples(Protocol):
 
 
 def spread(total: int, num: int) -> list[int]:
-    """Return ``num`` indices, evenly spread over ``range(total)``."""
+    """Return ``num`` indices, one in each of as many equal parts of ``range(total)``.
+
+    Not at equal distances: data whose classes take turns would show one class only.
+    """
     num = min(num, total)
-    return [(2 * k + 1) * total // (2 * num) for k in range(num)]
+    parts = ((k * total // num, (k + 1) * total // num) for k in range(num))
+    return [
+        start + int((k + 1) * _GOLDEN % 1 * (end - start)) for k, (start, end) in enumerate(parts)
+    ]
 
 
 def keep_samples(task: object, model: nn.Module, device: torch.device, run: RunDir) -> str | None:

@@ -62,3 +62,7 @@ def test_files_that_the_page_names_exist():
         re.findall(r"(?:harness|tasks|tests|configs|normbench)/[\w/.]+\.(?:py|yaml)", text)
     ):
         assert (ROOT / name).is_file(), name
+    known = {
+        path.name for part in ("harness", "tasks", "tests") for path in (ROOT / part).rglob("*.py")
+    }
+    assert set(re.findall(r"\b(\w+\.py)\b", text)) <= known

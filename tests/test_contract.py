@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from harness.chunk import resolve_chunk
@@ -18,6 +19,7 @@ from harness.distributed import Ranks
 from harness.errors import EnvironmentProblem, Interrupted
 from harness.feed import Steps
 from harness.loop import Trainer
+from harness.paths import configs_dir
 from harness.plan import impossible
 from harness.record import RunDir, read_record
 from harness.registry import TASKS, task_class, task_info
@@ -303,6 +305,18 @@ def test_the_check_finds_the_embedded_data_sound_and_show_draws_them(name, tmp_p
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
+def test_reasons_are_of_keys_that_there_are():
+    from harness.spec import keys
+
+    reasons = yaml.safe_load((configs_dir() / "reasons.yaml").read_text("utf-8"))
+    assert set(reasons) == {"every task", *TASKS}
+    everywhere = set.intersection(*(set(keys(name)) for name in TASKS))
+    assert set(reasons["every task"]) <= everywhere
+    for name in TASKS:
+        assert set(reasons[name]) <= set(keys(name))
+        assert all(isinstance(reason, str) for reason in reasons[name].values())
+
+
 @every_task
 def test_every_key_is_listed_with_its_value(name, capsys):
     from rich.console import Console
@@ -312,6 +326,7 @@ def test_every_key_is_listed_with_its_value(name, capsys):
 
     rows = listing("keys", name)
     assert all(row["meaning"] for row in rows)
+    assert [row["key"] for row in rows if not row["why"]] == []
     Console(width=400).print(listing_table("keys", rows))
     shown = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
     leaves = {key for key in keys(name) if not any(k.startswith(f"{key}.") for k in keys(name))}

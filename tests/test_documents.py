@@ -6,29 +6,37 @@ that it could begin: its spec or its tables are built.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
+import runpy
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from harness.cli import main
+from harness.cli import app, main
 from harness.report.definition import choose
 from harness.spec import build, sweep
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = r"normbench|make|python -m"
 LINE = re.compile(rf"^(?: {{4}}|\$ )?(?:\.venv/bin/)?((?:{PROGRAMS}) [^`]+)$")
 INLINE = re.compile(rf"`(?:\.venv/bin/)?((?:{PROGRAMS}) [^`]+)`")
 VARIABLES = {"NORM": "norm", "SEED": "seed", "PRESET": "preset", "DATA": "data", "GPUS": "devices"}
 PLACEHOLDERS = {"TASK": "detection", "TABLE": "detection_micro"}
 ELSEWHERE = {"serve", "retry", "cancel", "export"}
-"""Commands that need runs or a port; tests of their own call them."""
+"""Commands that need runs or a port: only their words are parsed; tests of their own call them."""
+WITHOUT_OPTIONS = {"harness.jobrun", "tests.detection.residual"}
+"""Modules that take positions alone, and would begin at once."""
+INSTALLS = "--install-completion"
+"""Would write into the reader's shell; tests/harness/test_completion.py does it elsewhere."""
 EXAMPLES = {"norm=mad", "norm=mad_ws"}
 """What docs/adding-a-norm.md adds; its own test runs that page."""
 
@@ -59,13 +67,43 @@ def test_command(page: str, command: str, tmp_path: Path, monkeypatch: pytest.Mo
     program, *words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
     words = [word for word in words if word not in ("...", "&&")]
     if program == "python":
-        assert importlib.util.find_spec(words[1]), f"there is no module {words[1]}"
+        module(words[1], words[2:], monkeypatch)
     elif program == "make":
         made(words, tmp_path, monkeypatch)
     elif not EXAMPLES.isdisjoint(re.split("[ ,]", command)):
         assert page == "adding-a-norm.md"
-    elif words[0] not in ELSEWHERE and "--launcher" not in words:
+    elif words == [INSTALLS]:
+        pass
+    elif words[0] in ELSEWHERE or "--launcher" in words:
+        command_line = typer.main.get_command(app)
+        assert isinstance(command_line, typer.core.TyperGroup)
+        command_line.commands[words[0]].make_context(words[0], words[1:])
+    else:
         called(words, tmp_path, monkeypatch)
+
+
+class Parsed(Exception):
+    """A module's own parser took its arguments."""
+
+
+def module(name: str, words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a module up to where its parser has accepted the words."""
+    assert importlib.util.find_spec(name), f"there is no module {name}"
+    if name in WITHOUT_OPTIONS:
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(*given: Any, **named: Any) -> None:
+        parse(*given, **named)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with warnings.catch_warnings():
+        # Another test may have imported it.
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+        with pytest.raises(Parsed):
+            runpy.run_module(name, run_name="__main__")
 
 
 def made(words: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.errors import DataError
 from harness.norm.audit import NormAudit
 from harness.weights.find import Weights
-from harness.weights.names import BACKBONE, common_name
+from harness.weights.names import BACKBONE, PREFIXES, common_name
 
 Status = Literal["loaded", "adapted", "skipped", "missing"]
 _AVERAGES = ("running_mean", "running_var", "num_batches_tracked")
@@ -199,7 +199,8 @@ def _why_skipped(key: str, common: str) -> str:
         return "of the optimiser"
     if common.startswith(BACKBONE):
         return "the model's backbone has no such layer"
-    return f"the model has no {key.partition('.')[0]}" if "." in key else "not in the model"
+    part = next((part for part in key.split(".")[:-1] if part not in PREFIXES), None)
+    return f"the model has no {part}" if part else "not in the model"
 
 
 def _why_missing(name: str) -> str:

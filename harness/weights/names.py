@@ -18,6 +18,8 @@ BACKBONE = "backbone/"
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "net.")
 """Prefixes of DataParallel, torch.compile and training code around a model."""
 _BODY = r"(?:backbone\.(?:bottom_up\.|body\.)?|bottom_up\.)?"
+PREFIXES = {word.rstrip(".") for word in _WRAPPERS} | {"backbone", "bottom_up", "body"}
+"""Parts of a key that say where a network is kept, not what of it is meant."""
 _END = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _TORCHVISION = re.compile(
     rf"{_BODY}((?:layer\d+\.\d+\.)?)(?:(conv|bn|gn)(\d)|downsample\.([01]))\.{_END}"

@@ -52,7 +52,10 @@ def read(path: Path) -> Content:
         raise DataError(f"init={path}: {error.strerror or error}") from None
     except Exception as error:  # whatever wrong bytes can make of an archive and a pickle
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"init={path} is not a file of tensors: {reason}") from None
+        raise DataError(
+            f"init={path} is not a file of tensors ({reason}): give one of the layouts in "
+            "docs/weights.md"
+        ) from None
     run_id = content.get("run_id") if isinstance(content, Mapping) else None
     weights = _unwrapped(content)
     tensors = {str(k): t for k, v in weights.items() if (t := _tensor(v)) is not None}

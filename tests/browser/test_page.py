@@ -108,6 +108,13 @@ def test_every_width_and_theme(chromium, url, width, theme, tmp_path):
     page.close()
 
 
+def test_no_number_of_a_run_is_cut_off_on_a_laptop(chromium, url):
+    opened = Opened(chromium, url, viewport={"width": 1280, "height": 900})
+    table = opened.page.locator("#runs .scroll")
+    assert table.evaluate("(one) => one.scrollWidth - one.clientWidth") <= 1
+    opened.page.close()
+
+
 def test_tables_sort_by_keyboard(chromium, url):
     opened = Opened(chromium, url, viewport={"width": 1280, "height": 900})
     table = opened.page.locator("table.sortable").first

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,19 @@ def test_bash_gets_values_alone():
     assert in_bash("normbench", "run", "detection", "prec") == [
         "precision=" + v for v in PRECISIONS
     ]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_what_is_installed_completes_in_bash(tmp_path):
+    home = os.environ | {"HOME": str(tmp_path)}
+    subprocess.run([NORMBENCH, "--install-completion", "bash"], env=home, check=True)
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    words = f"{NORMBENCH} run detection norm = g"
+    press = f"""
+        source {script}
+        COMP_WORDS=({words}) COMP_CWORD=5
+        $(complete -p normbench | grep -o '[^ ]*completion') {NORMBENCH}
+        echo "${{COMPREPLY[@]}}"
+    """
+    offers = subprocess.check_output(["bash", "-c", press], env=home, text=True)
+    assert {"gn", "gn_ws"} <= set(offers.split())

@@ -27,10 +27,10 @@ PUBLISHED = Published(
 )
 AUDIT = """\
 path,kind,role,fan_in,norm_before,norm_after,groups,standardised,ws,trainable,num_params,paired_with,why
-conv1,Conv2d,layer,27,,,,yes,authors,yes,216,norm1,followed by a norm
-norm1,BatchNorm2d,site,,bn,gn,4,no,,yes,16,conv1,replaced
-conv2,Conv2d,layer,72,,,,yes,authors,yes,576,norm2,followed by a norm
-norm2,BatchNorm2d,site,,bn,gn,4,no,,yes,16,conv2,replaced
+conv1,Conv2d,layer,27,,,,yes,authors,yes,216,norm1,
+norm1,BatchNorm2d,site,,bn,gn,4,no,,yes,16,conv1,
+conv2,Conv2d,layer,72,,,,yes,authors,yes,576,norm2,
+norm2,BatchNorm2d,site,,bn,gn,4,no,,yes,16,conv2,
 head,Conv2d,layer,8,,,,no,,yes,27,,<b>no norm</b> follows
 """
 

@@ -10,6 +10,7 @@ import pytest
 from harness.collect import metrics_frame
 from harness.record import RunDir
 from harness.report.build import build_table
+from harness.report.html.audits import audits
 from harness.report.html.gallery import galleries
 from harness.report.html.page import page, write_page
 from harness.report.html.tables import sort_key
@@ -119,15 +120,31 @@ def test_pages_of_equal_records_are_equal(made):
 
 def test_alike_layers_are_one_line_of_the_audit(made):
     text = " ".join(" ".join(Reader(made[1]).text).split())
-    assert "2 Conv2d standardised (authors) 792 followed by a norm conv1, conv2" in text
-    assert "2 BatchNorm2d bn → gn, 4 groups 32 replaced norm1, norm2" in text
+    assert "2 Conv2d standardised (authors) 792 a norm follows it conv1, conv2" in text
+    assert "2 BatchNorm2d bn → gn, 4 groups 32 a norm of the model norm1, norm2" in text
+
+
+def test_a_long_list_of_layers_ends_at_a_whole_name(tmp_path):
+    pages.filled(tmp_path)
+    found, _, _ = pages.built_of(tmp_path)
+    for path in (tmp_path / "runs").glob("*/audit.csv"):
+        row = path.read_text().splitlines()[1]
+        path.write_text(
+            pages.AUDIT + "".join(row.replace("conv1", f"layer{i}.conv") + "\n" for i in range(60))
+        )
+    names = next(audits(found, tmp_path)).lines[0].layers
+    assert len(names) <= 200
+    assert re.fullmatch(r"conv1, conv2, (layer\d+\.conv, )+\.\.\.", names)
 
 
 def test_a_folder_without_runs_has_a_page(tmp_path):
     nothing = build_table(definition(), (), tmp_path, metrics_frame([]))
     read = Reader(page(tmp_path, [], [], [nothing]))
     assert "No run has finished yet." in " ".join(read.text)
-    assert write_page(tmp_path, [], ["skipped <x>"], []).read_text().count("skipped &lt;x&gt;") == 1
+    bare = write_page(tmp_path, [], ["skipped <x>"], []).read_text()
+    assert bare.count("skipped &lt;x&gt;") == 1
+    assert "No table has a number yet" in bare
+    assert "Nothing: every run" not in bare
 
 
 def test_runs_without_samples_are_said_to_have_none(tmp_path):
@@ -191,8 +208,14 @@ def test_samples_come_back_as_they_were(tmp_path):
             *(other.name, other.truth, other.found, other.right),
         )
         assert one.truth_picture.tobytes() == other.truth_picture.tobytes()
-    assert spread(10, 3) == [1, 5, 8]
     assert spread(2, 6) == [0, 1]
+    assert spread(0, 6) == []
+    for total in (7, 100, 480, 1200, 40_000):
+        parts = [k * total // 6 for k in range(7)]
+        for index, first, beyond in zip(spread(total, 6), parts[:-1], parts[1:], strict=True):
+            assert first <= index < beyond
+    # The clouds of the mini preset: their 16 classes take turns.
+    assert len({index % 16 for index in spread(480, 6)}) == 6
 
 
 def test_drawing_that_fails_stops_nothing(tmp_path):

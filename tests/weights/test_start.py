@@ -80,6 +80,10 @@ def test_a_detector_sees_the_same_features_in_the_same_picture(layout, tmp_path)
     turned = not layout.startswith(("caffe2", "detectron2"))
     assert ("turned from rgb to bgr" in stem["why"]) == turned
     assert facts.num_loaded == len(origin.state_dict()) - 2
+    skipped = [row for row in rows if row["status"] == "skipped"]
+    left = {row["why"] for row in skipped if row["key"].endswith("weight")}
+    head = "linear" if layout.startswith("detectron2") else "fc"
+    assert left == (set() if layout == "caffe2" else {f"the model has no {head}"})
     assert (facts.pictures is None) == (layout == "detectron2.pkl")
     assert any("mean and deviation" in one or "pictures are shown" in one for one in remarks)
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from harness.errors import visible
 from harness.foreign import is_plain
@@ -90,16 +91,20 @@ def _lines(path: Path) -> Iterator[Line]:
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         return
     for (kind, change, frozen, why), layers in groups.items():
-        names = ", ".join(name for name, _ in layers)
         yield Line(
             len(layers),
             visible(kind),
             visible(change),
             sum(params for _, params in layers),
             frozen,
-            visible(why),
-            visible(names if len(names) <= _NAMED else f"{names[:_NAMED]}..."),
+            visible(why) or _usual(change),
+            shorten(", ".join(visible(name) for name, _ in layers), _NAMED, placeholder=" ..."),
         )
+
+
+def _usual(change: str) -> str:
+    """Say the rule that the audit leaves unsaid: a reason there is an exception's."""
+    return "a norm follows it" if change.startswith("standardised") else "a norm of the model"
 
 
 def _change(row: dict[str, str]) -> str:

@@ -57,12 +57,11 @@ class RunLine:
     """One finished run."""
 
     run_id: str
-    task: str
     preset: str
     norm: str
     micro: int
     seed: int
-    metrics: str
+    metrics: tuple[str, ...]
     first: float | None
     """The first metric, to sort by."""
     rate: float
@@ -119,12 +118,11 @@ def run_lines(records: Sequence[Record]) -> Iterator[RunLine]:
         spec, norm = record.spec, record.spec["norm"]
         yield RunLine(
             run_id=record.run_id,
-            task=spec["task"],
             preset=spec["preset"],
             norm=f"{norm['layer']}{'_ws' if norm['ws'] else ''}",
             micro=spec["batch"]["micro"],
             seed=spec["seed"],
-            metrics=", ".join(f"{one.name} {one.value:.1f}" for one in record.metrics[:2]),
+            metrics=tuple(f"{one.name} {one.value:.1f}" for one in record.metrics[:2]),
             first=record.metrics[0].value if record.metrics else None,
             rate=record.images_per_s,
             memory=record.peak_mem_mib,
