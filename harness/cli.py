@@ -246,6 +246,9 @@ def export_command(
 def verify_command(
     words: TableWords = None,
     every: Every = False,
+    table: Annotated[
+        list[str] | None, typer.Option(metavar="T", help="A table; the same as naming it bare.")
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(metavar="X", help="Largest difference; default: what seeds explain (99 %)."),
@@ -257,7 +260,7 @@ def verify_command(
     from harness.report.verify import verify
     from harness.reproduce import split_names
 
-    names, pairs = split_names(words or [])
+    names, pairs = split_names([*(table or []), *(words or [])])
     every = every or not names
     folder, console = _results(results), _console()
     verify(names, pairs, folder, console, every=every, tolerance=tolerance, path=tables)

@@ -58,6 +58,7 @@ def test_help_and_plan_import_neither_torch_nor_pandas(words, tmp_path):
         (["run", "detection", "batch.size=9", "batch.micro=2"], 2, "batch.size=8 or 10"),
         (["run", "detection", "norm.groups=7"], 2, "norm.groups=7 does not divide"),
         (["run", "detection", "norm=frozen_bn"], 2, "init=scratch has none"),
+        (["verify", "--table", "detecton_micro"], 2, "Did you mean 'detection_micro'"),
         (["run", "detection", "data=/no/such/folder"], 3, "/no/such/folder"),
         (["plan", "detection", "seed=x"], 2, "seed='x'"),
         (["ls", "norm"], 2, "Did you mean 'norms'"),
