@@ -24,8 +24,11 @@ _DEVICES = ("cuda",)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def bundles(layers: Sequence[WeightStandardized]) -> list[list[WeightStandardized]]:
-    """Split layers into those that are standardised together, and those that are alone."""
+Bundle = list[WeightStandardized]
+
+
+def bundles(layers: Sequence[WeightStandardized]) -> tuple[list[Bundle], list[Bundle]]:
+    """Split layers into bundles that are standardised together, and those that are better alone."""
     fitting, alike = defaultdict(list), defaultdict(list)
     alone = []
     for layer in layers:
@@ -36,7 +39,8 @@ def bundles(layers: Sequence[WeightStandardized]) -> list[list[WeightStandardize
             alike[weight.dtype, layer.ws, weight[0].numel()].append(layer)
         else:
             alone.append([layer])
-    return [*alone, *fitting.values(), *(part for own in alike.values() for part in _small(own))]
+    small = (part for own in alike.values() for part in _small(own))
+    return [*fitting.values(), *small], alone
 
 
 def standardize(layers: Sequence[WeightStandardized]) -> list[Tensor]:
@@ -49,14 +53,14 @@ def standardize(layers: Sequence[WeightStandardized]) -> list[Tensor]:
         fan_ins = [weight[0].numel() for weight in weights]
         denominators = [Denominator.of(v, n) for v, n in zip(variants, fan_ins, strict=True)]
         return standardize_together(weights, denominators)
-    if len(layers) > 1:
+    if _is_small(layers[0]):
         return standardize_alike(weights, variants[0])
     return [layer.standardized_weight() for layer in layers]
 
 
-def _small(layers: Sequence[WeightStandardized]) -> list[list[WeightStandardized]]:
+def _small(layers: Sequence[WeightStandardized]) -> list[Bundle]:
     """Split layers in order, so that what is standardised at once stays in the cache."""
-    found: list[list[WeightStandardized]] = []
+    found: list[Bundle] = []
     room = 0
     for layer in layers:
         room -= layer.weight.numel()

@@ -33,26 +33,29 @@ def standardised_once(
         forwards: how many there will be; for one, layers that are alone standardise in it.
     """
     layers = [m for m in model.modules() if isinstance(m, WeightStandardized)] if enabled else []
-    bundles = [own for own in together.bundles(layers) if forwards != 1 or len(own) > 1]
-    shared: list[tuple[list[Tensor], list[Tensor]]] = []
+    bundles, alone = together.bundles(layers)
+    shared: list[_Pair] = []
     try:
-        for bundle in bundles:
+        for bundle in bundles if forwards == 1 else [*bundles, *alone]:
             results = together.standardize(bundle)
             leaves = [one.detach().requires_grad_(one.requires_grad) for one in results]
             for layer, leaf in zip(bundle, leaves, strict=True):
                 layer.shared = leaf
             shared.append((results, leaves))
         yield
-        _backward([pair for pair in shared if len(pair[0]) > 1])
-        for pair in shared:  # one by one, so that the memory of each gradient serves the next
-            if len(pair[0]) == 1:
-                _backward([pair])
+        _backward(shared[: len(bundles)])
+        for pair in shared[len(bundles) :]:  # so that the memory of a gradient serves the next
+            _backward([pair])
     finally:
         for layer in layers:
             layer.__dict__.pop("shared", None)
 
 
-def _backward(shared: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+_Pair = tuple[list[Tensor], list[Tensor]]
+"""Standardised weights, and the same as leaves that gradients accumulate in."""
+
+
+def _backward(shared: list[_Pair]) -> None:
     """Pass the gradients of the leaves, of those that have one, through the standardisation."""
     pairs = [pair for results, leaves in shared for pair in zip(results, leaves, strict=True)]
     used = [(result, leaf.grad) for result, leaf in pairs if leaf.grad is not None]

@@ -70,15 +70,16 @@ def test_on_a_cpu_small_layers_of_one_fan_in_are_together():
     plain, other, longer = WSConv2d(2, 3, 3), WSConv2d(2, 3, 3, ws="tf"), WSConv2d(3, 2, 3)
     plain.fused = False
     large = [WSConv2d(64, 64, 3).to(memory_format=torch.channels_last), WSConv2d(128, 64, 3)]
-    found = together.bundles([large[0], *alike, plain, other, longer, large[1]])
-    assert sorted(map(len, found)) == [1, 1, 1, 1, 1, 3]
-    assert alike in found
+    bundles, alone = together.bundles([large[0], *alike, plain, other, longer, large[1]])
+    assert bundles == [alike, [other], [longer]]
+    assert alone == [[large[0]], [plain], [large[1]]]
     assert together.remark(large[1]) is None
 
 
 def test_what_is_standardised_at_once_is_bounded():
     layers = [WSConv2d(16, size, 3) for size in (400, 100, 1, 450, 10, 5)]
-    found = together.bundles(layers)
+    found, alone = together.bundles(layers)
+    assert not alone
     assert [layer for own in found for layer in own] == layers
     assert [sum(one.weight.numel() for one in own) for own in found] == [57600, 14544, 64800, 2160]
     assert all(sum(one.weight.numel() for one in own) < COMPILED_FROM for own in found)
@@ -107,8 +108,7 @@ def test_together_has_the_bits_of_alone(dtype: torch.dtype, variant: str):
 
 
 def test_a_single_forward_standardises_what_is_alone_by_itself():
-    small, large = (WSConv2d(2, 3, 1), WSConv2d(2, 4, 1)), WSConv2d(3, 3, 1)
-    model = torch.nn.Sequential(*small, large)
+    model = torch.nn.Sequential(WSConv2d(2, 3, 1), WSConv2d(3, 3, 1), WSConv2d(64, 128, 3))
     with standardised_once(model, forwards=1):
         assert [layer.shared is None for layer in model] == [False, False, True]
     with standardised_once(model, forwards=2):
