@@ -61,9 +61,10 @@ class Trainer:
         seen = spec.batch.ghost or spec.batch.micro
         if chunk > seen and NORMS[spec.norm.layer].uses_batch_norm:
             virtualise(model, seen)
-        for module in model.modules():
-            if isinstance(module, WeightStandardized):
-                module.fused = spec.exec.fused
+        standardised = [m for m in model.modules() if isinstance(m, WeightStandardized)]
+        for layer in standardised:
+            layer.fused = spec.exec.fused
+        self._once = spec.exec.ws_once and bool(standardised)  # else no step looks for them
         self.task, self.model, self.spec = task, model, spec
         self.ranks, self.device = ranks, device
         self.averages = RunningAverages(model, ranks)
@@ -142,7 +143,7 @@ class Trainer:
     ) -> None:
         """Run forward and backward of every chunk, adding its loss parts to ``shares``."""
         forwards = len(window)
-        once = self.spec.exec.ws_once and not (self.spec.exec.ws_recompute and forwards == 1)
+        once = self._once and not (self.spec.exec.ws_recompute and forwards == 1)
         self.averages.begin()
         with standardised_once(self.model, enabled=once, forwards=forwards):
             for chunk in window:
