@@ -149,10 +149,10 @@ def rebuild(num: int, definitions: Path | None, *, with_figures: bool) -> Stages
         with timed("read records", stages):
             found, warnings = read_records(results)
         assert len(found) == num, warnings
-        with timed("runs.csv, metrics.csv", stages):
-            write_csv(results, found)
         with timed("numbers of the tables", stages):
             metrics = metrics_frame(found)
+        with timed("runs.csv, metrics.csv", stages):  # of these numbers, as `report` does
+            write_csv(results, found, metrics)
         with timed("build tables", stages):
             tables, words = choose((), (), every=True, path=definitions)
             built = [build_table(table, words, results, metrics) for table in tables]
