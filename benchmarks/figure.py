@@ -102,7 +102,7 @@ def _draw_column(axes: Axes, groups: Sequence[Group], lines: float) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(lines, 0)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=6)
