@@ -22,12 +22,11 @@ from torch.autograd.function import once_differentiable
 
 from harness import compiled
 from harness.norm import rows as compiled_rows
+from harness.norm import torch_rows
 from harness.norm.catalogue import WSVariant, ws_variant
 
 COMPILED_FROM = 2**16
 """Weights in a layer from which the compiled loops pay for the second of importing numba."""
-_BLOCK = 2**18
-"""Weights that stock torch goes over at once on a CPU: a MiB, which stays in the cache."""
 
 
 def standardize_weight(
@@ -187,7 +186,7 @@ class _Standardize(torch.autograd.Function):
                 out = torch.empty_like(rows)
                 compiled_rows.gradient(grad, rows, denominator, moments, out)
             else:
-                out = _row_gradient(grad, rows, denominator, moments)
+                out = torch_rows.gradient(grad, rows, denominator, moments)
             return layout.restore(out).to(weight.dtype), None, None
 
 
@@ -217,7 +216,7 @@ class _Alike(torch.autograd.Function):
     def forward(ctx: Any, variant: WSVariant, *weights: Tensor) -> tuple[Tensor, ...]:
         rows = _widened(torch.cat([weight.flatten(1) for weight in weights]))
         ctx.denominator = Denominator.of(variant, rows.shape[1])
-        out, moments = _standardize_rows(rows, ctx.denominator)
+        out, moments = torch_rows.standardize(rows, ctx.denominator)
         ctx.save_for_backward(moments, *weights)
         ctx.set_materialize_grads(False)  # of a layer that no forward used
         parts = out.to(weights[0].dtype).split([len(weight) for weight in weights])
@@ -232,7 +231,7 @@ class _Alike(torch.autograd.Function):
         if not used:
             return None, *upstream
         with _without_autocast(weights[0].device.type):
-            out = _row_gradient(
+            out = torch_rows.gradient(
                 _widened(torch.cat([grad.flatten(1) for grad, _, _ in used])),
                 _widened(torch.cat([weight.flatten(1) for _, weight, _ in used])),
                 ctx.denominator,
@@ -271,7 +270,7 @@ def _standardized(
         out, moments = torch.empty_like(rows), rows.new_empty(2, len(rows))
         compiled_rows.standardize(rows, denominator, out, moments)
     else:
-        out, moments = _standardize_rows(rows, denominator)
+        out, moments = torch_rows.standardize(rows, denominator)
     return layout.restore(out).to(weight.dtype), moments
 
 
@@ -316,91 +315,6 @@ def _shaped_as(weight: Tensor, rows: Tensor) -> Tensor:
 
 def _is_compiled(rows: Tensor) -> bool:
     return rows.numel() >= COMPILED_FROM and compiled.applies(rows)
-
-
-def _standardize_rows(rows: Tensor, denominator: Denominator) -> tuple[Tensor, Tensor]:
-    """Standardise ``(O, n)`` in stock torch; return it and its moments, ``(2, O)``."""
-    if (height := _height(rows)) >= len(rows):
-        normalised, ratio, moments = _normalised(rows, denominator)
-        return normalised.mul_(ratio), moments
-    out, moments = torch.empty_like(rows), rows.new_empty(2, len(rows))
-    blocks = zip(*(x.split(height) for x in (rows, out)), moments.split(height, 1), strict=True)
-    for block, target, own in blocks:
-        normalised, ratio, found = _normalised(block, denominator)
-        torch.mul(normalised, ratio, out=target)
-        own.copy_(found)
-    return out, moments
-
-
-def _height(rows: Tensor) -> int:
-    """Return how many rows to go over at once, so that what is made on the way is small."""
-    if rows.device.type != "cpu":
-        return len(rows)
-    return max(_BLOCK // rows.shape[1], 1)
-
-
-def _normalised(rows: Tensor, denominator: Denominator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(O, n)`` with deviations of 1, by what to multiply each row, and the moments.
-
-    On CPU group norm with a group a row is the fastest kernel that has both moments, several
-    times faster than ``torch.var_mean``; on CUDA (not yet run) it has them in one launch.
-    """
-    num, n = rows.shape
-    tiny = torch.finfo(rows.dtype).tiny  # no epsilon at all would make NaN of equal weights
-    shifted = rows - rows.narrow(1, 0, 1)  # keeps the digits where the mean is large
-    normalised, mean, rstd = torch.ops.aten.native_group_norm(
-        shifted.view(1, num, n), None, None, 1, num, n, num, tiny
-    )
-    sigma = rstd.reciprocal_()
-    sigma = sigma.masked_fill_(sigma < 2 * math.sqrt(tiny), 0.0)
-    divisor = denominator.divisor(denominator.root(sigma))
-    if denominator.scale != 1:
-        divisor = divisor * denominator.scale
-    ratio = sigma / divisor
-    if not (denominator.inner or denominator.outer):
-        ratio.masked_fill_(sigma == 0, 0.0)
-    # The mean is that of the shifted row.
-    return normalised.view(num, n), ratio.view(num, 1), torch.cat((mean, sigma))
-
-
-def _row_gradient(grad: Tensor, rows: Tensor, denominator: Denominator, moments: Tensor) -> Tensor:
-    """Differentiate ``_standardize_rows``: one kernel, batch norm's with a channel a row."""
-    mean, sigma = moments
-    root = denominator.root(sigma)
-    divisor = denominator.divisor(root)
-    # Batch norm subtracts (w - mean) * mean(g * (w - mean)) * rstd^2 and multiplies by
-    # gamma * rstd, where the square is to be factor^2 / (root * divisor) and the product 1 / D.
-    rstd = (root * divisor).rsqrt_().mul_(denominator.factor).masked_fill_(sigma == 0, 1.0)
-    gamma = divisor * rstd
-    if denominator.scale != 1:
-        gamma.mul_(denominator.scale)
-    gamma.reciprocal_()
-    if (height := _height(rows)) >= len(rows):
-        return _batch_norm_gradient(grad, rows, gamma, mean, rstd)
-    out = torch.empty_like(rows)
-    tensors = (out, grad, rows, gamma, mean, rstd)
-    for target, *block in zip(*(tensor.split(height) for tensor in tensors), strict=True):
-        target.copy_(_batch_norm_gradient(*block))
-    return out
-
-
-def _batch_norm_gradient(
-    grad: Tensor, rows: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor
-) -> Tensor:
-    num, n = rows.shape
-    out: Tensor = torch.ops.aten.native_batch_norm_backward(
-        grad.view(1, num, n),
-        (rows - rows.narrow(1, 0, 1)).view(1, num, n),
-        gamma,
-        None,
-        None,
-        mean,
-        rstd,
-        True,
-        0.0,
-        [True, False, False],
-    )[0]
-    return out.view(num, n)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import compiled
-from harness.norm import standardize
+from harness.norm import standardize, torch_rows
 from harness.norm.catalogue import WS_VARIANTS
 from harness.norm.weight_standardization import WSConv2d, WSConvTranspose2d, standardize_weight
 from tests.norm.references import WHOLE
@@ -207,7 +207,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 def test_blocks_change_no_bit(block: int, monkeypatch: pytest.MonkeyPatch):
     weight, upstream = torch.randn(17, 700), torch.randn(17, 700)
     whole = both(weight, "authors", upstream)[:2]
-    monkeypatch.setattr(standardize, "_BLOCK", block)
+    monkeypatch.setattr(torch_rows, "_BLOCK", block)
     assert all(map(torch.equal, both(weight, "authors", upstream)[:2], whole))
 
 
