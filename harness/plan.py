@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.chunk import resolve_chunk
 from harness.environment import continues_elsewhere
 from harness.errors import AuditError, DataError, UsageError
+from harness.garbage import only_growing
 from harness.identity import run_id, run_name, stat_batch
 from harness.norm.catalogue import NORMS, NormInfo
 from harness.pretrain import linked, pretraining, starting_from
@@ -148,6 +149,7 @@ def _impossible(spec: Spec, results: Path, reason: str, source: PlannedRun) -> P
     return PlannedRun(spec, run, "impossible", reason, source.exit_code)
 
 
+@only_growing()
 def plan(task: str, words: Sequence[str], results: Path) -> list[PlannedRun]:
     """Expand a command's words into its runs, each once, in the order they are asked for.
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from harness.board import Board, board
 from harness.errors import DataError, NormbenchError, UsageError
 from harness.estimate import Estimate, calibrate, from_records
+from harness.garbage import only_growing
 from harness.identity import cell_id
 from harness.jobs import hand_over
 from harness.launch import Outcome
@@ -46,6 +47,7 @@ def pretrained(
     return [*words, f"init={PRETRAIN}"], every
 
 
+@only_growing()
 def needed(tables: Sequence[TableDefinition], words: Words, results: Path) -> list[Cell]:
     """Return the cells of all tables; those that are one run come as often as they are shown."""
     return [cell for table in tables for cell in cells(table, words, results)]
