@@ -133,7 +133,7 @@ class Network:
 
     def step(self, images: Tensor, window: int) -> None:
         def work() -> None:
-            with standardised_once(self.model, self.once):
+            with standardised_once(self.model, self.once, forwards=window):
                 for _ in range(window):
                     with standardised_again(self.again):
                         loss = self.model(images).square().mean()
@@ -157,7 +157,6 @@ def pictures(bench: Bench) -> Tensor:
 
 
 def networks(bench: Bench, window: int) -> dict[str, Network]:
-    once = window > 1
     cases = {
         "plain": Network(bench, ws=False),
         "plain again": Network(bench, ws=False),
@@ -168,12 +167,12 @@ def networks(bench: Bench, window: int) -> dict[str, Network]:
     if window < max(WINDOWS) and bench.has("timm", "StdConv2d and ScaledStdConv2d"):
         for name in ("StdConv2d", "ScaledStdConv2d"):
             cases[f"timm {name}"] = Network(bench, timms(name))
-    cases["ours, stock torch"] = Network(bench, once=once)
-    cases["ours, stock torch, recompute"] = Network(bench, again=True)
-    if bench.numba():
-        cases["ours, compiled"] = Network(bench, numba=True, once=once)
-        cases["ours, compiled, recompute"] = Network(bench, numba=True, again=True)
-    return {k: v for k, v in cases.items() if not (once and v.again)}
+    for name, numba in {"stock torch": False, "compiled": True}.items():
+        if not numba or bench.numba():
+            cases[f"ours, {name}"] = Network(bench, numba=numba, once=True)
+            if window == 1:
+                cases[f"ours, {name}, recompute"] = Network(bench, numba=numba, again=True)
+    return cases
 
 
 def goals_of(bench: Bench, stock: float, compiled: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from harness import compiled
-from harness.norm import rows as compiled_rows
 from harness.norm import torch_rows
 from harness.norm.catalogue import WSVariant, ws_variant
 
@@ -87,6 +86,7 @@ class Denominator:
     scale: float
 
     @classmethod
+    @cache
     def of(cls, variant: WSVariant, fan_in: int) -> Denominator:
         """Return that of ``variant`` for rows of ``fan_in`` weights."""
         # With n = 1 the deviation is 0, and the unbiased variance's 0 / 0 counts as 0.
@@ -149,9 +149,8 @@ def _is_eager(weight: Tensor) -> bool:
 
 
 def _fused(weight: Tensor, variant: WSVariant, filter_dims: tuple[int, ...]) -> Tensor:
-    with _without_autocast(weight.device.type):
-        result: Tensor = _Standardize.apply(weight, variant, filter_dims)
-        return result
+    result: Tensor = _Standardize.apply(weight, variant, filter_dims)
+    return result
 
 
 class _Standardize(torch.autograd.Function):
@@ -178,15 +177,12 @@ class _Standardize(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: the formula knows its second derivative
             result = _formula(weight, ctx.variant, ctx.filter_dims)
             return (*torch.autograd.grad(result, weight, grad, create_graph=True), None, None)
+        if _is_direct(weight, ctx.filter_dims) and grad.is_contiguous():
+            return _gradient(grad, weight, ctx.variant, moments), None, None
         with _without_autocast(weight.device.type):
             layout = _Layout(weight, ctx.filter_dims)
             rows, grad = layout.rows(_widened(weight)), layout.rows(_widened(grad))
-            denominator = Denominator.of(ctx.variant, rows.shape[1])
-            if _is_compiled(rows):
-                out = torch.empty_like(rows)
-                compiled_rows.gradient(grad, rows, denominator, moments, out)
-            else:
-                out = torch_rows.gradient(grad, rows, denominator, moments)
+            out = _gradient(grad, rows, ctx.variant, moments)
             return layout.restore(out).to(weight.dtype), None, None
 
 
@@ -252,7 +248,7 @@ def recipe(tensor: Tensor) -> Callable[[], Tensor] | None:
 
 def _again(node: Any) -> Tensor:
     weight, _ = node.saved_tensors
-    with torch.no_grad(), _without_autocast(weight.device.type):
+    with torch.no_grad():
         return _standardized(weight, node.variant, node.filter_dims)[0]
 
 
@@ -263,15 +259,38 @@ def _standardized(
 
     These are the mean, less the filter's first weight, and the biased deviation.
     """
-    layout = _Layout(weight, filter_dims)
-    rows = layout.rows(_widened(weight))
-    denominator = Denominator.of(variant, rows.shape[1])
+    if _is_direct(weight, filter_dims):
+        return _standardized_rows(weight, variant)
+    with _without_autocast(weight.device.type):
+        layout = _Layout(weight, filter_dims)
+        out, moments = _standardized_rows(layout.rows(_widened(weight)), variant)
+        return layout.restore(out).to(weight.dtype), moments
+
+
+def _is_direct(weight: Tensor, filter_dims: tuple[int, ...]) -> bool:
+    """Return whether the compiled loops can work on a weight as it lies in memory.
+
+    What stands between them and it costs as much as they do, in the middle of a training step.
+    """
+    return filter_dims == (0,) and weight.is_contiguous() and _is_compiled(weight)
+
+
+def _standardized_rows(rows: Tensor, variant: WSVariant) -> tuple[Tensor, Tensor]:
+    denominator = Denominator.of(variant, rows.numel() // max(rows.size(0), 1))
     if _is_compiled(rows):
-        out, moments = torch.empty_like(rows), rows.new_empty(2, len(rows))
-        compiled_rows.standardize(rows, denominator, out, moments)
-    else:
-        out, moments = torch_rows.standardize(rows, denominator)
-    return layout.restore(out).to(weight.dtype), moments
+        from harness.norm import rows as compiled_rows  # imports numba
+
+        return compiled_rows.standardize(rows, denominator)
+    return torch_rows.standardize(rows, denominator)
+
+
+def _gradient(grad: Tensor, rows: Tensor, variant: WSVariant, moments: Tensor) -> Tensor:
+    denominator = Denominator.of(variant, rows.numel() // max(rows.size(0), 1))
+    if _is_compiled(rows):
+        from harness.norm import rows as compiled_rows
+
+        return compiled_rows.gradient(grad, rows, denominator, moments)
+    return torch_rows.gradient(grad, rows, denominator, moments)
 
 
 class _Layout:
