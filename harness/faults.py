@@ -15,6 +15,7 @@ from harness.errors import NormbenchError, UsageError, first_line, of_the_machin
 from harness.identity import stat_batch
 from harness.plan import impossible
 from harness.registry import task_info
+from harness.wording import counted
 
 if TYPE_CHECKING:
     from harness.schema import Spec
@@ -52,7 +53,7 @@ def memory_explained(spec: Spec, chunk: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise NormbenchError(
-            f"out of memory at batch.micro={spec.batch.micro}, {chunk} images a forward "
+            f"out of memory at batch.micro={spec.batch.micro}, {counted(chunk, 'image')} a forward "
             f"({first_line(error)}): {_what_fits(spec, chunk)}"
         ) from error
 

@@ -25,6 +25,7 @@ from harness.plan import PlannedRun
 from harness.pool import default_jobs, prepare_data, run_all
 from harness.record import RunDir
 from harness.spec import load_spec
+from harness.wording import counted
 
 Say = Callable[[str], None]
 
@@ -54,8 +55,9 @@ def hand_over(
         names = submit(name, launcher, ready, roots, jobs)
         first = sorted({job.partition("_")[0] for job in names.values()})
         say(
-            f"{len(ready)} runs handed to {name} (job {', '.join(first)}); `normbench status "
-            "--watch` shows them, the same command builds the tables once they are done"
+            f"{counted(len(ready), 'run')} handed to {name} (job {', '.join(first)}); "
+            "`normbench status --watch` shows them, the same command builds the tables once "
+            "they are done"
         )
     if problems:
         lines = [f"{run}: {outcome.message}" for run, outcome in problems.items()]
@@ -95,7 +97,7 @@ def cancel(runs: Sequence[str], results: Path, say: Say) -> None:
         jobs.setdefault(job.launcher, []).append(job.job)
     for launcher, names in jobs.items():
         launcher_class(launcher)(results, {}).cancel(names)
-    say(f"{len(chosen)} runs told to stop; `normbench retry` goes on with them")
+    say(f"{counted(len(chosen), 'run')} told to stop; `normbench retry` goes on with them")
 
 
 def retry(

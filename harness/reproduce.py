@@ -26,6 +26,7 @@ from harness.progress import clock
 from harness.report.definition import Cell, TableDefinition, Words, cells, choose
 from harness.terminal import new_table, plan_row, print_json, state_text
 from harness.weights.source import PRETRAIN
+from harness.wording import counted
 
 
 def split_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -125,7 +126,7 @@ def plan_tables(
         return
     columns = ("run", "state", "time", "MiB", "tables", "why")
     counts = ", ".join(f"{n} {state_text(s)}" for s, n in count_states(runs.values()).items())
-    table = new_table(f"{len(runs)} runs: {counts}", *columns, numbers=("time", "MiB"))
+    table = new_table(f"{counted(len(runs), 'run')}: {counts}", *columns, numbers=("time", "MiB"))
     for key, run in runs.items():
         guess = known.get(key.split()[0])
         table.add_row(
@@ -240,7 +241,9 @@ def reproduce(
         return
     done = sum(run.state == "done" for run in runs)
     jobs = jobs or default_jobs(todo)
-    _say(console, f"{len(runs)} runs, {done} done, {len(todo)} to make, {jobs} at a time")
+    _say(
+        console, f"{counted(len(runs), 'run')}, {done} done, {len(todo)} to make, {jobs} at a time"
+    )
     with board(len(todo), jobs, console) as show:
         roots, problems = prepare_data(todo, _stages(show.say))
         ready = [run for run in todo if run.run.id in roots]

@@ -56,6 +56,7 @@ from harness.stop import StopRequest
 from harness.task import Task
 from harness.trackers.guard import Trackers
 from harness.weights import start
+from harness.wording import counted
 
 
 def build_model(task: Task, spec: Spec) -> tuple[nn.Module, NormAudit]:
@@ -116,8 +117,9 @@ def run_spec(spec: Spec, run: RunDir, data_root: Path, stop: StopRequest) -> Non
             _tracked(spec, run, begun, journal, ranks.is_main),
         ):
             on = (
-                f"on {where['device']}, {where['threads']} threads, {ranks.world} device(s); "
-                f"{chunk} images a forward"
+                f"on {where['device']}, {counted(where['threads'], 'thread')}, "
+                f"{counted(ranks.world, 'device')}; "
+                f"{counted(chunk, 'image')} a forward"
             )
             for remark in (*remarks, audit.summary(), on):
                 if ranks.is_main:
@@ -156,7 +158,9 @@ def _chunk(spec: Spec, kept: Progress | None, remarks: list[str]) -> int:
         as_before = spec.exec.model_copy(update={"chunk": kept.chunk})
         with suppress(UsageError):
             return resolve_chunk(spec.model_copy(update={"exec": as_before}), task_info(spec.task))
-    remarks.append(f"{chunk} images a forward instead of {kept.chunk}: equal up to rounding")
+    remarks.append(
+        f"{counted(chunk, 'image')} a forward instead of {kept.chunk}: equal up to rounding"
+    )
     return chunk
 
 

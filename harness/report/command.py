@@ -20,6 +20,7 @@ from harness.report.definition import (
 )
 from harness.report.export import write
 from harness.report.markdown import to_markdown
+from harness.wording import counted
 
 
 def report(
@@ -65,7 +66,8 @@ def report(
     pictures = sum(path.suffix == ".png" for path in paths)
     _say(
         console,
-        f"{len(records)} runs, {len(made)} tables, {pictures} pictures\n{runs}\n{metrics}"
+        f"{counted(len(records), 'run')}, {counted(len(made), 'table')}, "
+        f"{counted(pictures, 'picture')}\n{runs}\n{metrics}"
         + (f"\n{results / 'tables'}" if made else "")
         + (f"\n{results / 'figures'}" if pictures else "")
         + (f"\n{page}" if page else ""),

@@ -1,8 +1,8 @@
 """``results/reference/``: our own measured tables, and the blocks of them in the documents.
 
-``python -m harness.report.reference --from results`` takes over what was measured there; without
-``--from`` everything is rebuilt from ``results/reference/metrics.csv``, and ``--check`` only tells
-whether that would change a file.
+``python -m harness.report.reference --from results`` takes over the runs that were made there and
+keeps the others; without ``--from`` everything is rebuilt from ``results/reference/metrics.csv``,
+and ``--check`` only tells whether that would change a file.
 """
 
 from __future__ import annotations
@@ -73,16 +73,27 @@ def files(tables: Sequence[BuiltTable]) -> Iterator[tuple[Path, str]]:
 
 
 def take_over(results: Path) -> None:
-    """Copy the numbers and pictures of the reference tables from a results folder."""
+    """Copy the numbers and pictures of the reference tables from a results folder.
+
+    What it has no run of stays as it is: measuring all takes hours, a change may concern one task.
+    """
     metrics = metrics_frame(read_records(results)[0])
-    tables = built_tables(metrics)
-    used = {run for table in tables for run in table.run_ids}
+    new = set(metrics["run_id"])
     folder = reference_csv().parent
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    if reference_csv().is_file():
+        kept = read_csv(reference_csv())
+        metrics = pd.concat([kept[~kept["run_id"].isin(new)], metrics]).sort_values(
+            "run_id", kind="stable"
+        )
+    tables = built_tables(metrics)
+    used = {run for table in tables for run in table.run_ids}
     chosen = metrics[metrics["run_id"].isin(used)]
     write_atomic(reference_csv(), chosen.to_csv(index=False))
     for table in tables:
+        if new.isdisjoint(table.run_ids):
+            continue
         for picture in (results / "figures").glob(f"{table.definition.name}_*.png"):
             shutil.copyfile(picture, folder / "figures" / picture.name)
 

@@ -41,7 +41,7 @@ def cell(results: Path, *words: str) -> PlannedRun:
 def test_a_process_left_behind_makes_the_runs(tmp_path):
     """Its shell is gone; cancelled in the middle, it saves; `retry` goes on from there."""
     site = Site(tmp_path)
-    assert "1 runs handed to local" in site.normbench(
+    assert "1 run handed to local" in site.normbench(
         "reproduce", "cancelled", "--launcher", "local"
     )
     run = site.run("bn-mb2-s1")
@@ -51,7 +51,7 @@ def test_a_process_left_behind_makes_the_runs(tmp_path):
     assert job is not None
     assert job.launcher == "local"
     pid = int(job.job.rpartition(":")[2])
-    assert "1 runs told to stop" in site.normbench("cancel", run.id)
+    assert "1 run told to stop" in site.normbench("cancel", run.id)
     wait_until(lambda: not alive([pid]))
     assert run.state() == "resumable"
     site.slow.unlink()
@@ -148,7 +148,7 @@ def test_the_launcher_of_the_page_about_launchers(tmp_path):
     lines = "".join(f"{name} = {value}\n" for name, value in points.items())
     (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
     said = site.normbench("reproduce", "cancelled", "--launcher", "pbs", "queue=gpu")
-    assert "1 runs handed to pbs" in said
+    assert "1 run handed to pbs" in said
     run = site.run("bn-mb2-s1")
     site.wait_for_step(run)
     assert "running" in site.normbench("status")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from harness.collect import read_csv
@@ -21,6 +23,25 @@ def test_a_changed_number_is_noticed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "read_csv", lambda _: read_csv(changed))
     assert reference.main(["--check"]) == 5
     assert "is not what metrics.csv gives" in capsys.readouterr().out
+
+
+def test_runs_that_were_made_again_replace_theirs_and_others_stay(tmp_path, monkeypatch):
+    kept = tmp_path / "reference" / "metrics.csv"
+    kept.parent.mkdir()
+    shutil.copyfile(reference_csv(), kept)
+    before = read_csv(kept)
+    again = before[before["run_id"].isin(before["run_id"].unique()[::7])].copy()
+    again["value"] += 1
+    monkeypatch.setattr(reference, "reference_csv", lambda: kept)
+    monkeypatch.setattr(reference, "read_records", lambda _: ([], []))
+    monkeypatch.setattr(reference, "metrics_frame", lambda _: again)
+    reference.take_over(tmp_path / "nowhere")
+    after = read_csv(kept)
+    difference = after["value"] - before["value"]
+    made = before["run_id"].isin(again["run_id"])
+    assert list(after["run_id"]) == list(before["run_id"])
+    assert (difference[made].round(6) == 1).all()
+    assert (difference[~made] == 0).all()
 
 
 def test_every_number_comes_from_committed_code():

@@ -93,7 +93,7 @@ def test_a_cancelled_run_is_saved_and_tried_again(site):
     site.normbench("reproduce", "cancelled", "--launcher", "slurm", "partition=main", "time=5")
     run = site.run("bn-mb2-s1")
     site.wait_for_step(run)
-    assert "1 runs told to stop" in site.normbench("cancel", run.id)
+    assert "1 run told to stop" in site.normbench("cancel", run.id)
     wait_until(lambda: not queue(site).strip(), PATIENCE_S)
     assert run.state() == "resumable"
     site.slow.unlink()
