@@ -1,4 +1,4 @@
-"""The command line: every verb in one place, each a few lines that call the module behind it.
+"""The command line: every verb but those of ``data``, a few lines each that call what is behind it.
 
 Only typer is imported here; each command imports what it needs, so that ``--help`` is instant.
 """
@@ -12,10 +12,23 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from harness import completion
+from harness.arguments import (
+    AsJson,
+    Every,
+    Jobs,
+    LauncherName,
+    Pretrain,
+    Results,
+    Tables,
+    TableWords,
+    TaskName,
+    Words,
+    new_console,
+    results_of,
+)
+from harness.data_cli import data_app
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from harness.errors import NormbenchError
 
 _LONGEST = 4000
@@ -28,75 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Show, check, prepare or generate a task's data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-TaskName = Annotated[
-    str,
-    typer.Argument(
-        metavar="TASK",
-        help="detection, segmentation, ... (see `ls tasks`)",
-        autocompletion=completion.tasks,
-    ),
-]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="norm=gn_ws preset=mini seed=0..2 ...",
-        autocompletion=completion.words,
-    ),
-]
-Results = Annotated[
-    Path | None, typer.Option("--results", help="Results folder; default results/.", metavar="DIR")
-]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Rows for scripts, on standard output.")]
-
-TableWords = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[TABLE]... [KEY=VALUE]...",
-        help="preset=mini seed=0 data=DIR ...",
-        autocompletion=completion.table_words,
-    ),
-]
-Every = Annotated[bool, typer.Option("--all", help="Every table of the set that preset= names.")]
-Pretrain = Annotated[
-    bool,
-    typer.Option(
-        "--pretrain",
-        help="Start from classification under the same norm, made first (init=pretrain).",
-    ),
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option("--jobs", min=1, metavar="N", help="Runs at a time; default: what fits."),
-]
-LauncherName = Annotated[
-    str | None,
-    typer.Option(
-        "--launcher", metavar="NAME", help="Hand the runs over (slurm, ray, local) and return."
-    ),
-]
-Tables = Annotated[
-    Path | None,
-    typer.Option("--tables", metavar="FILE", help="Tables; default configs/tables.yaml."),
-]
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    # Logs and pipes have no width: do not fold tables there.
-    return console if console.is_terminal else Console(width=160)
-
-
-def _results(chosen: Path | None) -> Path:
-    from harness.paths import default_results_dir, require_folder
-
-    return require_folder(chosen if chosen else default_results_dir())
 
 
 @app.command("run")
@@ -107,7 +52,7 @@ def run_command(task: TaskName, words: Words = None, results: Results = None) ->
     """
     from harness.run import run
 
-    run(task, words or [], _results(results), _console())
+    run(task, words or [], results_of(results), new_console())
 
 
 @app.command("plan")
@@ -138,7 +83,7 @@ def plan_command(
     from harness.terminal import plan_lines, plan_row, plan_table, print_json
 
     names, pairs = split_names(words or [])
-    folder, console = _results(results), _console()
+    folder, console = results_of(results), new_console()
     if len(names) == 1 and not every and names[0] in task_names():
         pairs += ["init=pretrain"] * pretrain
         cells = plan(names[0], pairs, folder)
@@ -181,7 +126,7 @@ def reproduce_command(
     names, pairs = split_names(words or [])
     if pretrain:
         pairs, every = pretrained(names, pairs, every=every)
-    folder, console = _results(results), _console()
+    folder, console = results_of(results), new_console()
     reproduce(names, pairs, folder, console, every=every, jobs=jobs, path=tables, launcher=launcher)
 
 
@@ -198,7 +143,7 @@ def retry_command(
     """Make the runs that failed, were cancelled or lost, from their checkpoints."""
     from harness.jobs import retry
 
-    retry(words or [], _results(results), _console(), launcher=launcher, jobs=jobs)
+    retry(words or [], results_of(results), new_console(), launcher=launcher, jobs=jobs)
 
 
 @app.command("cancel")
@@ -211,7 +156,7 @@ def cancel_command(
     """Tell runs that were handed to a launcher to save and stop."""
     from harness.jobs import cancel
 
-    cancel(runs or [], _results(results), typer.echo)
+    cancel(runs or [], results_of(results), typer.echo)
 
 
 @app.command("export")
@@ -236,7 +181,7 @@ def export_command(
         raise UsageError("say what to export: --slurm-script")
     options, rest = split_options("slurm", words or [])
     names, pairs = split_names(rest)
-    folder = _results(results)
+    folder = results_of(results)
     require_writable(folder)
     cells = to_make(names, pairs, folder, every=every, path=tables)
     typer.echo(script(cells, options, jobs, folder), nl=False)
@@ -262,7 +207,7 @@ def verify_command(
 
     names, pairs = split_names([*(table or []), *(words or [])])
     every = every or not names
-    folder, console = _results(results), _console()
+    folder, console = results_of(results), new_console()
     verify(names, pairs, folder, console, every=every, tolerance=tolerance, path=tables)
 
 
@@ -293,7 +238,7 @@ def audit_command(
             raise UsageError("--json prints the rows: give it without --vs and --csv")
         print_json([asdict(row) for row in audit_rows(task, words or [])])
         return
-    audit(task, words or [], vs or [], csv, _console())
+    audit(task, words or [], vs or [], csv, new_console())
 
 
 @app.command("selftest")
@@ -305,7 +250,7 @@ def selftest_command(
     """Prove what each norm declares of itself; exit 5 if not."""
     from harness.selftest import parse_words, selftest
 
-    selftest(parse_words(words or []), _console())
+    selftest(parse_words(words or []), new_console())
 
 
 @app.command("status")
@@ -325,11 +270,11 @@ def status_command(
 
         from harness.terminal import print_json
 
-        print_json([asdict(row) for row in status_rows(_results(results))])
+        print_json([asdict(row) for row in status_rows(results_of(results))])
     elif watch:
-        watch_runs(_results(results), _console())
+        watch_runs(results_of(results), new_console())
     else:
-        _console().print(status_table(_results(results)))
+        new_console().print(status_table(results_of(results)))
 
 
 @app.command("report")
@@ -350,10 +295,10 @@ def report_command(
     from harness.report.command import rebuild
     from harness.reproduce import split_names
 
-    folder = _results(results)
+    folder = results_of(results)
     require_writable(folder)
     names, pairs = split_names(words or [])
-    rebuild(names, pairs, folder, _console(), every=every, path=tables, html=html)
+    rebuild(names, pairs, folder, new_console(), every=every, path=tables, html=html)
 
 
 @app.command("serve")
@@ -375,7 +320,7 @@ def serve_command(
 
     names, pairs = split_names(words or [])
     chosen, free, asked = shown(names, pairs, every=every, path=tables)
-    serve(Site(_results(results), chosen, free, asked=asked), host, port, typer.echo)
+    serve(Site(results_of(results), chosen, free, asked=asked), host, port, typer.echo)
 
 
 @app.command("doctor")
@@ -383,7 +328,7 @@ def doctor_command() -> None:
     """Tell what this machine has: packages, devices, data, disk."""
     from harness.doctor import doctor
 
-    doctor(_console())
+    doctor(new_console())
 
 
 @app.command("ls")
@@ -407,54 +352,7 @@ def ls_command(
     if as_json:
         print_json(rows)
     else:
-        _console().print(listing_table(what, rows))
-
-
-@data_app.command("show")
-def data_show(
-    task: TaskName,
-    words: Words = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The picture.")] = Path("data.png"),
-) -> None:
-    """Draw samples with their labels into a picture."""
-    from harness.inspect import show_data
-
-    show_data(task, words or [], out)
-    typer.echo(out)
-
-
-@data_app.command("check")
-def data_check(task: TaskName, words: Words = None) -> None:
-    """Verify layout, counts and files; exit 3 where wrong."""
-    from harness.inspect import check_data
-
-    check_data(task, words or [], _console())
-
-
-@data_app.command("prepare")
-def data_prepare(
-    task: TaskName,
-    words: Words = None,
-    given: Annotated[
-        list[Path] | None,
-        typer.Option("--from", metavar="ARCHIVE_OR_DIR", help="An official download; repeatable."),
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch it, where a library offers that.")
-    ] = False,
-) -> None:
-    """Unpack official downloads into data=DIR and check them; the same command goes on."""
-    from harness.prepare import prepare_data
-
-    prepare_data(task, words or [], given or [], download, _console())
-
-
-@data_app.command("generate")
-def data_generate(task: TaskName, words: Words = None) -> None:
-    """Generate the embedded data now; print where they are."""
-    from harness.inspect import generate_data
-
-    typer.echo(generate_data(task, words or []))
+        new_console().print(listing_table(what, rows))
 
 
 def _refuse_shadows() -> None:
