@@ -18,6 +18,9 @@ if find_spec("keras") is None:
 else:
     os.environ.setdefault("KERAS_BACKEND", next(name for name in BACKENDS if find_spec(name)))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Only oneDNN has convolutions with channels first on a CPU, and TensorFlow uses it of its own
+    # accord on some processors only.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # Compiling these small programs takes longer than running them.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
