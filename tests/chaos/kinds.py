@@ -192,7 +192,7 @@ def checkpoints(folder: Path) -> Kind:
     import torch
 
     from harness import checkpoint, worker
-    from tests.harness.test_faults import sit, sit_until
+    from tests.harness.sittings import sit, sit_until
 
     words = ("exec.checkpoint_s=0", "norm=bn", "optim.momentum=0.9")
     run = RunDir(folder, _toy_run(folder, *words))

@@ -13,7 +13,7 @@ from harness.environment import continues_elsewhere, differences, environment
 from harness.plan import plan
 from harness.record import RunDir, read_record
 from harness.report.build import _remarks
-from tests.harness.test_faults import prepared, sit, sit_until
+from tests.harness.sittings import prepared, sit, sit_until
 
 
 @pytest.fixture

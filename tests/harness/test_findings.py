@@ -23,7 +23,7 @@ from harness.spec import build, load_spec, parse_words, sweep
 from harness.weights.read import read
 from tasks.detection import coco
 from tasks.segmentation import voc
-from tests.harness.test_faults import prepared, sit, sit_until
+from tests.harness.sittings import prepared, sit, sit_until
 
 WRONG_YAML = {
     "no text": b"\x80",
