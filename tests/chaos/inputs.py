@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -137,3 +138,12 @@ def as_yaml(document: Any) -> bytes:
     """Write a document as YAML."""
     text: str = yaml.safe_dump(document, allow_unicode=True)
     return text.encode(errors="surrogatepass")
+
+
+def document_or_bytes(document: Any, write: Callable[[Any], bytes]) -> st.SearchStrategy[bytes]:
+    """Draw a file: a document with damaged places, or with damaged bytes."""
+    whole = write(document)
+    return st.one_of(
+        edits.map(lambda changes: write(damaged(document, changes))),
+        byte_edits.map(lambda changes: spoiled(whole, changes)),
+    )
