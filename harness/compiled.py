@@ -63,8 +63,8 @@ def c_function(
 ) -> Callable[..., None]:
     """Compile ``function`` for one type, as what C code would call; the cache is that of ``jit``.
 
-    A call costs 2 microseconds where one of ``jit``'s costs 15, for it looks at no type: many times
-    that in the middle of a training step, where little of Python is in the cache.
+    A call costs 2 microseconds, where making arrays of tensors for one of ``jit`` takes some 13:
+    many times that in the middle of a training step, where little of Python is in the cache.
 
     Args:
         function: a loop that ends with the arguments ``first, last``.

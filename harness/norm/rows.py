@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # Reassociation lets the sums be vectorised: their order depends on the processor's vectors.
 _FAST = {"reassoc", "contract", "nsz"}
-_NUMBERS = ["number"] * 5  # size, factor, inner, outer, scale
-_RANGE = ["int"] * 2
 
 
 def standardize(weight: Tensor, denominator: Denominator) -> tuple[Tensor, Tensor]:
@@ -68,13 +66,13 @@ def _run(loop: Callable[..., None], tensors: tuple[Tensor, ...], own: Denominato
     size = weight.numel() // num
     addresses = [tensor.data_ptr() for tensor in tensors]
     numbers = size, own.factor, own.inner, own.outer, own.scale
-    compiled.run(_kernel(loop, weight.dtype), num, *addresses, num, size, *numbers)
+    compiled.run(_kernel(loop, len(tensors), weight.dtype), num, *addresses, num, size, *numbers)
 
 
 @cache
-def _kernel(loop: Callable[..., None], dtype: torch.dtype) -> Callable[..., None]:
-    pointers = ["array"] * (loop.__code__.co_argcount - 9)
-    return compiled.c_function(loop, [*pointers, *_RANGE, *_NUMBERS, *_RANGE], dtype, _FAST)
+def _kernel(loop: Callable[..., None], tensors: int, dtype: torch.dtype) -> Callable[..., None]:
+    arguments = ["array"] * tensors + ["int"] * 2 + ["number"] * 5 + ["int"] * 2
+    return compiled.c_function(loop, arguments, dtype, _FAST)
 
 
 def _in_this_order(weight: Any, start: Any, mean: Any) -> Any:
