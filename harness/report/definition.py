@@ -230,12 +230,15 @@ def choose(
     group, seeds = pairs.pop("preset", None), pairs.pop("seed", None)
     if bool(names) == every:
         raise UsageError(f"name tables ({', '.join(known)}), or give --all")
+    sets = [name for name in SETS if any(table.set == name for table in known.values())]
+    if group and group not in sets:
+        near = did_you_mean(group, sets)
+        raise UsageError(f"preset={group}: no set of tables; there are {', '.join(sets)}.{near}")
     for name in names:
         if name not in known:
             raise UsageError(f"unknown table {name!r}.{did_you_mean(name, known)}")
-    sets = [name for name in SETS if any(table.set == name for table in known.values())]
-    if group and (names or group not in sets):
-        raise UsageError(f"preset={group}: give --all with one of preset={', '.join(sets)}")
+        if group and known[name].set != group:
+            raise UsageError(f"preset={group}: table {name} is of preset={known[name].set}")
     for key in pairs:
         if not _FREE.fullmatch(key):
             raise UsageError(

@@ -68,14 +68,22 @@ def test_seeds_can_be_restricted_and_nothing_else_changed(tables):
         (["curv"], [], False, "unknown table 'curv'. Did you mean 'curve'"),
         ([], [], False, "name tables"),
         (["curve"], [], True, "name tables"),
-        ([], ["preset=papr"], True, "preset=papr: give --all with one of"),
-        (["curve"], ["preset=mini"], False, "give --all with"),
-        ([], ["preset=paper"], True, "preset=paper: give --all with one of preset=mini$"),
+        ([], ["preset=mino"], True, "preset=mino: no set of tables; .* Did you mean 'mini'"),
+        ([], ["preset=paper"], True, r"preset=paper: no set of tables; there are mini\.$"),
+        (["curve"], ["preset=paper"], False, "preset=paper: no set of tables"),
     ],
 )
 def test_wrong_choices_say_what_to_do(tables, names, words, every, message):
     with pytest.raises(UsageError, match=message):
         choose(names, words, every=every, path=tables)
+
+
+def test_a_named_table_may_be_given_its_own_set_and_no_other():
+    chosen, words = choose(["detection_rates"], ["preset=rates"], every=False)
+    assert [table.name for table in chosen] == ["detection_rates"]
+    assert words == ()
+    with pytest.raises(UsageError, match="preset=mini: table detection_rates is of preset=rates$"):
+        choose(["detection_rates"], ["preset=mini"], every=False)
 
 
 @pytest.mark.parametrize("seeds", ["x", "1.5", "", "0,,1"])
