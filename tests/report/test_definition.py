@@ -82,7 +82,7 @@ def test_a_named_table_may_be_given_its_own_set_and_no_other():
     chosen, words = choose(["detection_rates"], ["preset=rates"], every=False)
     assert [table.name for table in chosen] == ["detection_rates"]
     assert words == ()
-    with pytest.raises(UsageError, match="preset=mini: table detection_rates is of preset=rates$"):
+    with pytest.raises(UsageError, match=r"preset=mini: table detection_rates is of preset=rates$"):
         choose(["detection_rates"], ["preset=mini"], every=False)
 
 
