@@ -15,6 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness import foreign
+from harness.environment import device_title
 from harness.errors import visible
 from harness.garbage import only_growing
 from harness.paths import sweep, write_atomic
@@ -207,7 +208,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         "num_unreadable": record.num_unreadable,
         "num_replaced": record.num_replaced,
         "changed": "; ".join(map(str, where.get("changed", ()))) or None,
-        "device": where["cpu"] if where["device"] == "cpu" else where["device"],
+        "device": device_title(where),
         "threads": where["threads"],
         "host": where["host"],
         "torch": where["packages"].get("torch"),

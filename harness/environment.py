@@ -87,6 +87,21 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def device_title(where: Mapping[str, Any]) -> str:
+    """Return what a run was made on, in words: ``NVIDIA H100`` or ``AMD EPYC (AVX512)``.
+
+    Processors of one name may have other vectors (a virtual machine tells no model), and vectors
+    decide the order of sums.
+
+    Args:
+        where: a run's ``environment``.
+    """
+    if where["device"] != "cpu":
+        return str(where["device"])
+    vectors = where.get("flags", {}).get("cpu_capability")
+    return f"{where['cpu']} ({vectors})" if vectors else str(where["cpu"])
+
+
 def flags() -> dict[str, Any]:
     """Return the switches of torch, and variables of the environment, that can change a number."""
     import torch

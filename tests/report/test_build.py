@@ -173,6 +173,16 @@ def test_differing_hardware_is_noted(single, tmp_path):
     )
 
 
+def test_processors_of_one_name_with_other_vectors_are_two(single, tmp_path):
+    where = record(single[1], [60.0]).environment
+    old, new = (
+        {"environment": where | {"flags": {"cpu_capability": vectors}}}
+        for vectors in ("AVX2", "AVX512")
+    )
+    (remark,) = remarks(single, tmp_path, old, new, new)
+    assert remark.endswith(": some cpu (AVX2) (1), some cpu (AVX512) (2)")
+
+
 def test_versions_of_the_code_are_compared_norm_by_norm(single, tmp_path):
     science = record(single[1], [60.0]).science
     task = {"science": science | {"numerics": 2}}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.environment import device_title
 from harness.errors import visible
 from harness.progress import clock
 from harness.record import Record, RunDir
@@ -91,7 +92,7 @@ def _machine(where: dict[str, Any]) -> tuple[str, str, str, str]:
     packages = where["packages"]
     named = ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
     return (
-        str(where["cpu"] if where["device"] == "cpu" else where["device"]),
+        device_title(where),
         f"{where['threads']} x {where['world']}",
         str(where.get("python", "unknown")),
         named,
