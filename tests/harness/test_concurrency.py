@@ -63,11 +63,14 @@ def test_the_same_run_twice_is_made_once_and_taken_over_from_the_dead(tmp_path):
     words = ("run", "toy", "steps=3000", "exec.log_s=0.01", "exec.checkpoint_s=0.1")
     first = start(tmp_path, *words)
     one = wait_for_step(tmp_path, 2)
+    wait_until(one.checkpoint.is_file)
+    pids = tree(first.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # it shall not be done before the second looks
     second = start(tmp_path, *words)
     lines = iter(second.stdout.readline, "")
-    assert next(line for line in lines if "in another process" in line)
+    assert any("in another process" in line for line in lines)
     assert len(events(one, "start")) == 1
-    pids = tree(first.pid)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     first.communicate()
@@ -125,16 +128,17 @@ def test_what_another_process_makes_is_waited_for(tmp_path, toy, workers, capsys
     lock = held(theirs)
 
     def end() -> None:
+        wait_until(lambda: len(workers) == len(mine))
         if left == "done":
             theirs.run.record.write_text("{}")
         if left == "failed":
             theirs.run.failure.write_text('{"exit_code": 6, "message": "diverged there"}')
         lock.release()
 
-    timer = threading.Timer(1.0, end)
-    timer.start()
+    other = threading.Thread(target=end)
+    other.start()
     sitting, out = sit(cells, tmp_path, capsys)
-    timer.join()
+    other.join()
     assert workers[:2] == mine
     assert workers[2:] == ([theirs.run.id] if left == "stopped" else [])
     assert f"{theirs.run.id} runs in another process" in out
@@ -166,11 +170,16 @@ def test_a_worker_that_loses_the_race_is_no_failure(tmp_path, toy, workers, monk
 
 def test_a_stopped_sitting_does_not_wait_for_others(tmp_path, toy, workers, capsys):
     (cell,) = plan(toy, [], tmp_path)
-    lock = held(cell)
-    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    lock, before = held(cell), signal.getsignal(signal.SIGINT)
+
+    def stop() -> None:
+        wait_until(lambda: signal.getsignal(signal.SIGINT) is not before)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=stop)
+    other.start()
     sitting, _ = sit([cell], tmp_path, capsys)
-    timer.join()
+    other.join()
     lock.release()
     assert sitting.stopped == 130
     assert workers == []
