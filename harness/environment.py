@@ -107,6 +107,8 @@ def flags() -> dict[str, Any]:
     import torch
 
     variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    # Asking for its version loads it, which takes 64 MB that a CPU has no use for.
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -114,7 +116,7 @@ def flags() -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "cudnn": cudnn,
         "variables": variables,
     }
 

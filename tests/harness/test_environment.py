@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import environment as module
 from harness.collect import metrics_frame
@@ -36,6 +37,12 @@ def test_environment_tells_packages_device_code_and_flags():
     assert {"device", "cpu", "host", "python", "git_sha", "dirty", "threads"} <= here.keys()
     assert {"deterministic", "matmul_precision", "cpu_capability", "cuda"} <= here["flags"].keys()
     assert json.loads(json.dumps(here)) == here
+
+
+def test_without_a_gpu_cudnn_is_not_loaded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cudnn, "version", pytest.fail)
+    assert module.flags()["cudnn"] is None
 
 
 def test_a_run_that_goes_on_as_it_began_says_nothing(stopped, tmp_path):
