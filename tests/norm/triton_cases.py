@@ -65,8 +65,8 @@ def test_all_layers_in_one_launch_equal_the_formula(dtype: torch.dtype, toleranc
         expected.backward(gradient.double())
         assert result.dtype == weight.grad.dtype == dtype
         assert result.stride() == weight.grad.stride() == weight.stride()
-        # A gradient is what two parts as large as this one leave of each other: nearly nothing where
-        # a row has two weights, however close they are.
+        # A gradient is what parts as large as this one leave of each other: nearly nothing where a
+        # row has two weights, however close they are.
         part = float(gradient.abs().max()) / deviation(exact.detach())
         for found, right, least in ((result, expected, 1.0), (weight.grad, exact.grad, part)):
             size = max(1.0, least, float(right.detach().abs().max()))
